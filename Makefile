@@ -1,0 +1,55 @@
+# One door. `make` alone prints this list; .ci/run calls the same targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+LISTEN ?= 127.0.0.1:5000
+STORAGE ?= var/registry
+
+.DEFAULT_GOAL := help
+.PHONY: help init run check fix test test-all conformance bench demo clean
+
+help: ## print this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.run: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 …") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+init: $(VENV)/.dev ## set up the local environment
+
+run: $(VENV)/.run ## start the registry on a folder at 127.0.0.1:5000
+	@$(BIN)/modelkit-registry serve --listen $(LISTEN) --storage $(STORAGE)
+
+check: $(VENV)/.dev ## lint, types, architecture; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/.dev ## what the linter and the formatter can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: $(VENV)/.dev ## the fast suite
+	$(BIN)/pytest -n auto -m 'not slow'
+
+test-all: $(VENV)/.dev ## the fast suite and the slow sweeps
+	$(BIN)/pytest -n auto
+
+conformance: $(VENV)/.dev ## others' suites and clients against us; installs what they need
+	$(BIN)/python -m conformance
+
+bench: $(VENV)/.dev ## speed beside a peer, as ratios
+	$(BIN)/python -m bench
+
+demo: $(VENV)/.run ## a real model: pack, push, list, unpack only the model
+	$(BIN)/python deploy/demo.py
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .cache

@@ -1,0 +1,292 @@
+"""Bytes under keys: what every storage backend promises.
+
+Two kinds of objects. *Records* are small, written whole, and may be compared and set. *Content* is large, arrives
+through an upload, is immutable once committed, and leaves as a `Delivery`.
+
+Keys are ASCII, `/`-separated, without empty, `.` or `..` components; no key may be another key plus `/…`
+(an object store could not keep both as files). Nothing here knows what the keys mean.
+
+Every method may raise `StorageUnavailable` (the store failed; a later try may help) and every writing one `StorageFull`.
+
+    StorageError
+    ├── ObjectMissing          no such key
+    ├── ObjectTooLarge         a record larger than the caller allowed
+    ├── PreconditionFailed     the record is not the expected version
+    ├── UploadMissing          the upload ended, expired or never was
+    ├── UploadBusy             somebody else is appending to it
+    ├── StorageFull            no room; make some
+    └── StorageUnavailable     the store failed; a later try may help
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class StorageError(Exception):
+    """Root of what a backend raises. Messages name keys, never folders, hosts or secrets."""
+
+
+class ObjectMissing(StorageError):
+    pass
+
+
+class ObjectTooLarge(StorageError):
+    pass
+
+
+class PreconditionFailed(StorageError):
+    pass
+
+
+class UploadMissing(StorageError):
+    pass
+
+
+class UploadBusy(StorageError):
+    pass
+
+
+class StorageFull(StorageError):
+    pass
+
+
+class StorageUnavailable(StorageError):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes `start` up to but without `stop`."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What is known of an object without reading it.
+
+    Attributes:
+        key: where it is.
+        size: bytes.
+        version: opaque; differs after every write of the key, also of the same bytes. Compare for equality only.
+        modified: seconds since the epoch, by the store's clock.
+    """
+
+    key: str
+    size: int
+    version: str
+    modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class UploadInfo:
+    """An upload that is under way.
+
+    Attributes:
+        modified: seconds since the epoch of its last append or of its beginning, by the store's clock.
+    """
+
+    id: str
+    offset: int
+    modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """The bytes are `span` of a file of this machine: immutable, and kept while the delivery's context is open."""
+
+    path: Path
+    span: Span
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PresignedUrl:
+    """The bytes are at `url`, for a while; a secret until it is handed over."""
+
+    url: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ByteStream:
+    """The bytes are `chunks`, to be read once, inside the delivery's context.
+
+    A stream that ends early raises `StorageUnavailable`: it never ends cleanly.
+    """
+
+    chunks: AsyncIterator[bytes]
+    span: Span
+    size: int
+
+
+Delivery = LocalFile | PresignedUrl | ByteStream
+"""How content can leave, `size` being that of the whole object. Closed: the HTTP edge matches on it in one place."""
+
+Observer = Callable[[bytes], None]
+"""Sees appended bytes in order, each once, off the event loop: to hash them in the pass that stores them."""
+
+
+class Upload(Protocol):
+    """Content on its way in. One appender at a time, whichever process it is in."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def offset(self) -> int:
+        """Bytes kept: what a crash of the process leaves, and after an `append` that returned, a power cut too."""
+        ...
+
+    @property
+    def note(self) -> bytes:
+        """What the caller left with the bytes up to `offset`; opaque to the backend."""
+        ...
+
+    async def append(
+        self,
+        chunks: AsyncIterable[bytes],
+        *,
+        observe: Observer,
+        note: Callable[[], bytes],
+        size: int | None = None,
+        last: bool = False,
+    ) -> int:
+        """Add `chunks` at the end and return the new offset; bytes, offset and note are kept together.
+
+        When `chunks` raises or the task is cancelled, what had arrived is kept, note and all, before the error goes on.
+        When storing fails, the upload stays at the offset it had before.
+
+        Args:
+            observe: called with every piece in order before `note` is.
+            note: called after the last byte was observed; at most 64 KiB.
+            size: bytes to come, if that is known: room is reserved, and a full store is found at once.
+            last: a commit follows at once: a backend may leave to it what makes the bytes durable.
+
+        Raises:
+            UploadBusy: another append is under way.
+            UploadMissing: the upload has ended.
+            StorageFull: nothing was kept of these chunks.
+        """
+        ...
+
+    def replay(self) -> AsyncIterator[bytes]:
+        """The bytes up to `offset` once more, to hash them again."""
+        ...
+
+    async def commit(self, key: str) -> ObjectInfo:
+        """Make the bytes visible at `key`, whole and durable, or not at all; the upload has then ended.
+
+        When `key` exists already it keeps its bytes, which the caller knows to be the same, and the upload ends too.
+
+        Raises:
+            UploadBusy: an append is under way.
+            UploadMissing: the upload has ended.
+        """
+        ...
+
+    async def abort(self) -> None:
+        """Forget the bytes. May be called again, and after commit.
+
+        Raises:
+            UploadBusy: an append is under way.
+        """
+        ...
+
+
+class StorageBackend(Protocol):
+    async def start(self) -> None:
+        """Open the store, create what is missing, refuse what cannot be served.
+
+        Raises:
+            StorageUnavailable: it cannot be used; the message says why and what to do.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of threads, files and connections. May be called again."""
+        ...
+
+    async def probe(self) -> None:
+        """Prove that the store can be written and read right now; leaves nothing behind.
+
+        Raises:
+            StorageFull, StorageUnavailable: it cannot.
+        """
+        ...
+
+    async def stat(self, key: str) -> ObjectInfo:
+        """Raises: ObjectMissing."""
+        ...
+
+    async def read(self, key: str, *, size_max: int) -> tuple[bytes, ObjectInfo]:
+        """A record, whole, with the version that was read.
+
+        Raises:
+            ObjectMissing: no such key.
+            ObjectTooLarge: it has more than `size_max` bytes.
+        """
+        ...
+
+    def deliver(self, key: str, span: Span | None = None) -> AbstractAsyncContextManager[Delivery]:
+        """Content at `key`, or `span` of it, ready to leave. `span` must lie inside the object.
+
+        Raises:
+            ObjectMissing: no such key.
+        """
+        ...
+
+    async def write(self, key: str, content: bytes, *, expect: str | None = None) -> ObjectInfo:
+        """Write a record: atomically, durably, replacing what was there.
+
+        Args:
+            expect: the version that must be there, "" for absent, None for whatever is there.
+
+        Raises:
+            PreconditionFailed: something else is there; nothing was written.
+        """
+        ...
+
+    async def delete(self, key: str, *, expect: str | None = None) -> None:
+        """Remove an object; absent is fine.
+
+        Args:
+            expect: the version that must be there.
+
+        Raises:
+            PreconditionFailed: another version is there; nothing was removed.
+        """
+        ...
+
+    def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Objects whose keys start with `prefix` and are greater than `after`, in ASCII order of the whole key.
+
+        What is written or removed meanwhile may or may not be seen; what stays is seen once.
+        """
+        ...
+
+    async def begin_upload(self, upload_id: str, *, note: bytes = b"") -> Upload:
+        """Begin an upload under an id that was never used before.
+
+        Args:
+            upload_id: 1 to 64 of `[A-Za-z0-9_-]`.
+        """
+        ...
+
+    async def resume_upload(self, upload_id: str) -> Upload:
+        """Take an upload up, in whichever process it was begun.
+
+        Raises:
+            UploadMissing: it ended, expired or never was.
+        """
+        ...
+
+    def uploads(self) -> AsyncIterator[UploadInfo]:
+        """All uploads under way, in no order, for their expiry."""
+        ...
