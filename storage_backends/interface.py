@@ -23,8 +23,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 
 class StorageError(Exception):
@@ -99,9 +98,13 @@ class UploadInfo:
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """The bytes are `span` of a file of this machine: immutable, and kept while the delivery's context is open."""
+    """The bytes are `span` of an open file of this machine, whose content never changes.
 
-    path: Path
+    The file is open, and stays readable even if its key is deleted, until the delivery's context ends, which closes it.
+    Its position means nothing: read at offsets, or let the kernel send it.
+    """
+
+    file: BinaryIO
     span: Span
     size: int
 
