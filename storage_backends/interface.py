@@ -228,6 +228,13 @@ class StorageBackend(Protocol):
         """Raises: ObjectMissing."""
         ...
 
+    def version_at_once(self, key: str) -> str | None:
+        """The version of the object at `key` if that can be told without waiting: "" for absent, None for cannot tell.
+
+        Costs a few microseconds. A backend that would have to ask over a network answers None.
+        """
+        ...
+
     async def read(self, key: str, *, size_max: int) -> tuple[bytes, ObjectInfo]:
         """A record, whole, with the version that was read.
 
