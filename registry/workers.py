@@ -1,0 +1,462 @@
+"""The processes that serve: one alone, or several on one port under a parent that looks after them.
+
+    serve ─┬─ one worker: this very process
+           └─ Supervisor ── fork ── worker 0, worker 1, …      each with a listening socket of its own (SO_REUSEPORT)
+
+The parent opens every listening socket and keeps them all, so that connections that wait for a worker that crashed are
+served by its successor. It knows nothing of HTTP. A worker ends when its parent does, however that happens.
+
+    signal              effect
+    SIGTERM, SIGINT     drain: accept nothing, finish what is under way for at most http.draintimeout, exit with 0
+    SIGINT once more    end at once, exit with 130
+    SIGHUP              nothing to reload yet; says so
+    SIGUSR1             print what every thread is doing
+
+Why SO_REUSEPORT, and why processes are forked: docs/adr/0010-workers.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import faulthandler
+import gc
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol
+
+from registry.config import Config
+from registry.logs import configure_logging, log_event
+
+LOGGER = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+BACKLOG = 1024
+# A worker that lived this long was sound; what then ended it is not a loop of crashes.
+_SOUND_AFTER_S = 10.0
+_FAST_CRASHES_MAX = 5
+_BACK_OFF_FIRST_S, _BACK_OFF_MAX_S = 0.1, 5.0
+# After the drain a worker closes its store; what takes longer than this hangs.
+_CLOSE_GRACE_S = 5.0
+
+# mallopt's numbers (malloc.h). Values: docs/adr/0010-workers.md.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_ALLOCATOR = ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 64 << 20), (_M_TOP_PAD, 16 << 20))
+
+
+class ListenFailed(Exception):
+    """The address cannot be listened to; the message says why and what to do."""
+
+
+class RunWorker(Protocol):
+    """What serves: builds the application, serves on `listener`, calls `ready`, drains once `stop` is set, returns."""
+
+    def __call__(
+        self, config: Config, listener: socket.socket, *, stop: asyncio.Event, ready: Callable[[], None]
+    ) -> Awaitable[None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What `serve` tells its caller once every worker answers."""
+
+    host: str
+    port: int
+    workers: int
+
+
+def serve(
+    config: Config, run_worker: RunWorker, *, on_serving: Callable[[Serving], None] = lambda _: None
+) -> int:
+    """Serve until a signal ends it.
+
+    Returns:
+        the exit status of the process: 0 after a clean drain.
+
+    Raises:
+        ListenFailed: before anything was started.
+    """
+    count = config.worker_count
+    listeners = listen(config.http.addr, count)
+    host, port = listeners[0].getsockname()[:2]
+    _print_stacks_on_sigusr1()
+    try:
+        if count == 1:
+            return run_here(
+                config, listeners[0], run_worker, on_ready=lambda: on_serving(Serving(host, port, 1))
+            )
+        return Supervisor(config, listeners, run_worker, lambda: on_serving(Serving(host, port, count))).run()
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def listen(address: str, count: int) -> list[socket.socket]:
+    """`count` listening sockets on one address; the kernel spreads connections over them.
+
+    Raises:
+        ListenFailed: the address is taken, not ours, or not known.
+    """
+    host, _, port_text = address.rpartition(":")
+    host, port = host.strip("[]"), int(port_text)
+    if not host and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"  # noqa: S104 - the operator wrote ":5000", which says all addresses
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            sockets.append(_listen_once(host, port, shared=count > 1))
+            port = sockets[0].getsockname()[1]  # the first one chooses when the port is 0
+    except OSError as error:
+        for opened in sockets:
+            opened.close()
+        raise ListenFailed(
+            f"cannot listen on {address}: {error.strerror or error}; choose another address with --listen or http.addr"
+        ) from error
+    return sockets
+
+
+def _listen_once(host: str, port: int, *, shared: bool) -> socket.socket:
+    flags = socket.AI_ADDRCONFIG if host else socket.AI_PASSIVE
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+    if not host:  # all addresses: an IPv6 socket serves both families
+        found.sort(key=lambda entry: entry[0] != socket.AF_INET6)
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            if not hasattr(socket, "SO_REUSEPORT"):
+                raise OSError(errno.ENOPROTOOPT, "this system has no SO_REUSEPORT; use one worker")  # noqa: TRY301
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def run_here(
+    config: Config,
+    listener: socket.socket,
+    run_worker: RunWorker,
+    *,
+    on_ready: Callable[[], None],
+    parent_gone: int | None = None,
+) -> int:
+    """Serve in this process; answer its exit status.
+
+    Args:
+        parent_gone: a descriptor that becomes readable when the parent has ended; None when there is no parent.
+    """
+    tune_allocator()
+    try:
+        asyncio.run(_run(config, listener, run_worker, on_ready, parent_gone))
+    except Exception as error:  # noqa: BLE001 - the outermost frame: whatever it is, it is logged and ends the process
+        _log_failure(error)
+        return EXIT_FAILED
+    return 0
+
+
+async def _run(
+    config: Config,
+    listener: socket.socket,
+    run_worker: RunWorker,
+    on_ready: Callable[[], None],
+    parent_gone: int | None,
+) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def drain(signal_name: str) -> None:
+        if not stop.is_set():
+            log_event(
+                LOGGER, logging.INFO, "drain.started", cause=signal_name, limit_s=config.http.draintimeout
+            )
+            stop.set()
+            # A thread, because what hangs may be the loop itself.
+            watchdog = threading.Timer(config.http.draintimeout + _CLOSE_GRACE_S, os._exit, (EXIT_FAILED,))
+            watchdog.daemon = True
+            watchdog.start()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            os._exit(EXIT_INTERRUPTED)  # the store is crash-safe: there is nothing to tidy
+        loop.call_soon_threadsafe(drain, signal.Signals(number).name)
+
+    def on_parent_gone(descriptor: int) -> None:
+        loop.remove_reader(descriptor)
+        drain("parent gone")
+
+    signal.signal(signal.SIGTERM, on_signal)
+    if parent_gone is None:
+        signal.signal(signal.SIGINT, on_signal)
+        _say_so_on_sighup()
+    else:  # Ctrl-C reaches the whole group; the parent alone decides what it means
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        loop.add_reader(parent_gone, on_parent_gone, parent_gone)
+    await run_worker(config, listener, stop=stop, ready=on_ready)
+    if not stop.is_set():
+        raise RuntimeError("the worker ended by itself")
+    log_event(LOGGER, logging.INFO, "drain.finished")
+
+
+def _log_failure(error: Exception) -> None:
+    # An error with a name of its own explains itself; a stack is for what nobody foresaw.
+    foreseen = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in {
+        "registry",
+        "storage_backends",
+    }
+    log_event(
+        LOGGER,
+        logging.ERROR,
+        "worker.failed",
+        error=None if foreseen else error,
+        problem=str(error) or repr(error),
+    )
+
+
+@dataclass(slots=True)
+class _Worker:
+    number: int
+    process: int
+    started: float
+    status_pipe: int
+    is_ready: bool = False
+
+
+class Supervisor:
+    """Starts the workers, starts them again when they crash, passes signals on. Single-threaded, and no event loop:
+    a process that forks should have neither."""
+
+    def __init__(
+        self,
+        config: Config,
+        listeners: list[socket.socket],
+        run_worker: RunWorker,
+        on_serving: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._listeners = listeners
+        self._run_worker = run_worker
+        self._on_serving = on_serving
+        self._workers: dict[int, _Worker] = {}
+        self._restarts: list[tuple[float, int]] = []
+        self._fast_crashes = 0
+        self._was_serving = False
+        self._stopping = False
+        self._kill_at = float("inf")
+        self._exit_status = 0
+        self._selector = selectors.DefaultSelector()
+        self._alive_read, self._alive_write = os.pipe()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+
+    def run(self) -> int:
+        """Until every worker has ended; answers the exit status."""
+        self._catch_signals()
+        gc.freeze()  # what exists now is shared with the workers: a collection that wrote to it would copy every page
+        for number in range(len(self._listeners)):
+            self._start(number)
+        while self._workers or self._restarts:
+            for key, _ in self._selector.select(self._seconds_to_next_deadline()):
+                if key.data is None:
+                    self._read_signals()
+                else:
+                    self._note_ready(key.data)
+            self._reap()
+            self._meet_deadlines()
+        return self._exit_status
+
+    def _catch_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda _number, _frame: None)  # noticed through the wake-up socket
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+
+    def _read_signals(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for number in self._wake_read.recv(4096):
+                if number == signal.SIGHUP:
+                    log_event(LOGGER, logging.INFO, "reload.skipped", reason="nothing to reload")
+                elif number == signal.SIGINT and self._stopping:
+                    self._kill_all(EXIT_INTERRUPTED)
+                elif number in {signal.SIGINT, signal.SIGTERM}:
+                    self._stop(exit_status=0)
+
+    def _start(self, number: int) -> None:
+        status_read, status_write = os.pipe()
+        process = os.fork()
+        if process == 0:
+            os.close(status_read)
+            self._be_worker(number, status_write)  # does not return
+        os.close(status_write)
+        os.set_blocking(status_read, False)
+        worker = _Worker(number, process, time.monotonic(), status_read)
+        self._workers[process] = worker
+        self._selector.register(status_read, selectors.EVENT_READ, worker)
+
+    def _be_worker(self, number: int, status_pipe: int) -> None:
+        status = EXIT_FAILED
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self._selector.close()
+            self._wake_read.close()
+            self._wake_write.close()
+            os.close(self._alive_write)  # so that the parent holds the only one, and its end is seen
+            for sibling in self._workers.values():
+                os.close(sibling.status_pipe)
+            for other, listener in enumerate(self._listeners):
+                if other != number:
+                    listener.close()
+            configure_logging(self._config.log, worker=number)
+
+            def ready() -> None:
+                os.write(status_pipe, b"r")
+
+            status = run_here(
+                self._config,
+                self._listeners[number],
+                self._run_worker,
+                on_ready=ready,
+                parent_gone=self._alive_read,
+            )
+        finally:
+            os._exit(status)
+
+    def _note_ready(self, worker: _Worker) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if os.read(worker.status_pipe, 1):
+                worker.is_ready = True
+            else:  # it ended; the rest is `_reap`'s
+                self._selector.unregister(worker.status_pipe)
+        all_ready = len(self._workers) == len(self._listeners) and all(
+            w.is_ready for w in self._workers.values()
+        )
+        if all_ready and not self._was_serving:
+            self._was_serving = True
+            self._on_serving()
+
+    def _reap(self) -> None:
+        while self._workers:
+            process, wait_status = os.waitpid(-1, os.WNOHANG)
+            if process == 0:
+                return
+            if worker := self._workers.pop(process, None):
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(worker.status_pipe)
+                os.close(worker.status_pipe)
+                self._note_end(worker, os.waitstatus_to_exitcode(wait_status))
+
+    def _note_end(self, worker: _Worker, exit_code: int) -> None:
+        if self._stopping:
+            if exit_code != 0:
+                self._exit_status = self._exit_status or EXIT_FAILED
+            return
+        lived_s = time.monotonic() - worker.started
+        ended_by = (
+            f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit status {exit_code}"
+        )
+        log_event(
+            LOGGER,
+            logging.ERROR,
+            "worker.ended",
+            number=worker.number,
+            process=worker.process,
+            by=ended_by,
+            lived_s=lived_s,
+        )
+        if not self._was_serving and not worker.is_ready:
+            self._stop(exit_status=EXIT_FAILED)  # it could not start; another try would fail the same way
+            return
+        self._fast_crashes = self._fast_crashes + 1 if lived_s < _SOUND_AFTER_S else 0
+        if self._fast_crashes >= _FAST_CRASHES_MAX:
+            log_event(LOGGER, logging.ERROR, "workers.given-up", crashes=self._fast_crashes)
+            self._stop(exit_status=EXIT_FAILED)
+            return
+        wait_s = (
+            min(_BACK_OFF_FIRST_S * 2**self._fast_crashes, _BACK_OFF_MAX_S) if self._fast_crashes else 0.0
+        )
+        self._restarts.append((time.monotonic() + wait_s, worker.number))
+
+    def _stop(self, *, exit_status: int) -> None:
+        self._exit_status = self._exit_status or exit_status
+        self._stopping = True
+        self._restarts.clear()
+        self._kill_at = time.monotonic() + self._config.http.draintimeout + 2 * _CLOSE_GRACE_S
+        self._signal_all(signal.SIGTERM)
+
+    def _kill_all(self, exit_status: int) -> None:
+        self._exit_status = exit_status
+        self._kill_at = float("inf")
+        self._signal_all(signal.SIGKILL)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for process in self._workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def _seconds_to_next_deadline(self) -> float | None:
+        deadline = min([self._kill_at, *(when for when, _ in self._restarts)])
+        return None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+
+    def _meet_deadlines(self) -> None:
+        now = time.monotonic()
+        if now >= self._kill_at:
+            self._kill_all(EXIT_FAILED)
+        due = [number for when, number in self._restarts if when <= now]
+        self._restarts = [(when, number) for when, number in self._restarts if when > now]
+        for number in due:
+            self._start(number)
+
+
+def tune_allocator() -> bool:
+    """Keep freed receive buffers in the process: glibc otherwise returns each to the kernel and faults it in again.
+
+    Returns:
+        whether this C library took the settings.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # not glibc
+        return False
+    taken = [mallopt(option, value) == 1 for option, value in _ALLOCATOR]
+    return all(taken)
+
+
+def _print_stacks_on_sigusr1() -> None:
+    if hasattr(signal, "SIGUSR1"):
+        with contextlib.suppress(ValueError, OSError, AttributeError):  # no standard error to print to
+            faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def _say_so_on_sighup() -> None:
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(
+            signal.SIGHUP,
+            lambda _number, _frame: log_event(
+                LOGGER, logging.INFO, "reload.skipped", reason="nothing to reload"
+            ),
+        )
