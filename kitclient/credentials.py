@@ -1,0 +1,352 @@
+"""Who we are at which host: Docker's credential files and helpers, read and written as Docker and kit do.
+
+Two files are asked in turn, kitclient's own and then Docker's (read only): the first that has an answer wins, and an
+error stops the search, so that a broken file never silently means "anonymous". Within a file a host is looked up in
+`credHelpers`, then `credsStore`, then `auths`. Only the exact host (and port) counts, after canonicalising: no other
+host's credentials, no wildcard, no parent domain. Secrets never appear in a message or a repr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kitclient.errors import CredentialsUnusable
+
+_DOCKER_HUB_KEY = "https://index.docker.io/v1/"
+_DOCKER_HUB_HOSTS = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
+_HELPER_NAME = re.compile(r"[a-zA-Z0-9_-]+", re.ASCII)
+# A helper may ask its user to unlock a key ring; longer than this it hangs.
+_HELPER_TIMEOUT_S = 30.0
+_HELPER_OUTPUT_MAX = 64 * 1024
+_FILE_SIZE_MAX = 4 * 1024 * 1024
+_NOT_FOUND = "credentials not found in native keychain"
+# The Username by which a helper says that its Secret is an identity token.
+_TOKEN_USER = "<token>"  # noqa: S105
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a registry, or its token service, is shown. Either a name and password, or one of the tokens.
+
+    Attributes:
+        identity_token: changed for access tokens at the token service.
+        registry_token: shown to the registry as it is.
+    """
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
+
+    @property
+    def basic(self) -> str | None:
+        """The value of `Authorization: Basic`, if there is a name and a password."""
+        if not self.username:
+            return None
+        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+
+
+CredentialSource = Callable[[str], Awaitable[Credential | None]]
+"""Gives the credential for a `host[:port]`, or None."""
+
+
+def canonical_host(text: str) -> str:
+    """`host[:port]` in one spelling: lower case, no trailing dot, no scheme or path, no default port.
+
+    Raises:
+        CredentialsUnusable: not a host.
+    """
+    host, default_port = text.strip().lower(), "443"
+    for scheme, port in (("https://", "443"), ("http://", "80")):
+        if host.startswith(scheme):
+            # A key with a path and no scheme is another tool's, for a part of a host: not ours to widen.
+            host, default_port = host.removeprefix(scheme).partition("/")[0], port
+    match = _HOST.fullmatch(host)
+    if match is None:
+        raise CredentialsUnusable(f"not a registry host: {text[:200]!a}")
+    name, port = match["name"].rstrip("."), match["port"]
+    host = name if port in (None, default_port) else f"{name}:{port}"
+    return "docker.io" if host in _DOCKER_HUB_HOSTS else host
+
+
+class CredentialFile:
+    """One file in the format of Docker's config.json, with the helpers that it names."""
+
+    def __init__(self, path: Path, *, environment: Mapping[str, str] = os.environ) -> None:
+        self.path = path
+        self._environment = environment
+
+    async def get(self, host: str) -> Credential | None:
+        """The credential for a host, or None.
+
+        Raises:
+            CredentialsUnusable: the file or the helper it names is broken.
+        """
+        host = canonical_host(host)
+        document = await asyncio.to_thread(self._read)
+        helper = self._helper(document, host)
+        if helper is not None:
+            return await self._ask_helper(helper, host)
+        return self._plain(document, host)
+
+    async def store(self, host: str, credential: Credential) -> None:
+        """Remember a credential: with the helper that the file names for the host, else in the file."""
+        host = canonical_host(host)
+        document = await asyncio.to_thread(self._read)
+        helper = self._helper(document, host)
+        if helper is None:
+            await asyncio.to_thread(
+                self._change, lambda auths: auths.__setitem__(_key(host), _to_json(credential)), host
+            )
+            return
+        username, secret = credential.username, credential.password
+        if credential.identity_token:
+            username, secret = _TOKEN_USER, credential.identity_token
+        request = {"ServerURL": _key(host), "Username": username, "Secret": secret}
+        await self._run_helper(helper, "store", json.dumps(request))
+
+    async def erase(self, host: str) -> None:
+        """Forget a host. Not an error when nothing is known of it."""
+        host = canonical_host(host)
+        document = await asyncio.to_thread(self._read)
+        helper = self._helper(document, host)
+        if helper is not None:
+            await self._run_helper(helper, "erase", _key(host))
+        await asyncio.to_thread(self._change, lambda _: None, host)
+
+    # ---- the file
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            with self.path.open("rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise CredentialsUnusable(f"{self.path} is not a regular file")
+                content = file.read(_FILE_SIZE_MAX + 1)
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise CredentialsUnusable(f"{self.path} cannot be read: {error.strerror}") from error
+        if len(content) > _FILE_SIZE_MAX:
+            raise CredentialsUnusable(f"{self.path} is larger than {_FILE_SIZE_MAX} bytes")
+        if not content.strip():
+            return {}
+        try:
+            document = json.loads(content)
+        except (ValueError, RecursionError):
+            # Without the parser's words: they may quote what stands there.
+            raise CredentialsUnusable(f"{self.path} is not JSON; mend or remove it") from None
+        if not isinstance(document, dict):
+            raise CredentialsUnusable(f"{self.path} is not a JSON object; mend or remove it")
+        return document
+
+    def _change(self, edit: Callable[[dict[str, Any]], None], host: str) -> None:
+        """Replace the file: whole or not at all, 0600 from its first byte, what we do not know kept."""
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with FileLock(self.path.with_name(self.path.name + ".lock"), timeout=30, mode=0o600):
+                document = self._read()
+                auths = self._section(document, "auths")
+                document["auths"] = {key: value for key, value in auths.items() if _host_of(key) != host}
+                edit(document["auths"])
+                # A link is followed, so that a file kept elsewhere stays there.
+                target = self.path.resolve()
+                temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+                try:
+                    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                        json.dump(document, file, indent="\t")
+                        file.flush()
+                        os.fsync(file.fileno())
+                    temporary.replace(target)
+                finally:
+                    temporary.unlink(missing_ok=True)
+        except (OSError, TimeoutError) as error:
+            raise CredentialsUnusable(f"{self.path} cannot be written: {error}") from error
+
+    def _section(self, document: dict[str, Any], key: str) -> dict[str, Any]:
+        section = document.get(key)
+        if section is None:
+            return {}
+        if not isinstance(section, dict):
+            raise CredentialsUnusable(f"{self.path}: {key} is not an object")
+        return section
+
+    def _plain(self, document: dict[str, Any], host: str) -> Credential | None:
+        auths = self._section(document, "auths")
+        # The exact key first: a file may hold both `host` and `https://host/v1/`.
+        for key in sorted(auths, key=lambda key: key != _key(host)):
+            if _host_of(key) == host:
+                credential = self._parse(auths[key], key)
+                if credential is not None:
+                    return credential
+        return None
+
+    def _parse(self, entry: object, key: str) -> Credential | None:
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(name, ""), str)
+            for name in ("auth", "username", "password", "identitytoken", "registrytoken")
+        ):
+            raise CredentialsUnusable(f"{self.path}: the entry of {key!a} is not understood")
+        username, password = entry.get("username", ""), entry.get("password", "")
+        if entry.get("auth"):
+            try:
+                username, colon, password = (
+                    base64.b64decode(entry["auth"], validate=True).decode().partition(":")
+                )
+            except (binascii.Error, UnicodeDecodeError):
+                colon = ""
+            if not colon:
+                raise CredentialsUnusable(
+                    f"{self.path}: the `auth` of {key!a} is not base64 of name:password"
+                ) from None
+            password = password.rstrip("\0")
+        credential = Credential(
+            username, password, entry.get("identitytoken", ""), entry.get("registrytoken", "")
+        )
+        return None if credential == Credential() else credential
+
+    # ---- helpers
+
+    def _helper(self, document: dict[str, Any], host: str) -> str | None:
+        helpers = self._section(document, "credHelpers").items()
+        helper = next((name for key, name in helpers if _host_of(key) == host), document.get("credsStore"))
+        if not helper:
+            return None
+        if not isinstance(helper, str) or _HELPER_NAME.fullmatch(helper) is None:
+            raise CredentialsUnusable(
+                f"{self.path}: not the name of a credential helper: {str(helper)[:100]!a}"
+            )
+        return helper
+
+    async def _ask_helper(self, helper: str, host: str) -> Credential | None:
+        answer = await self._run_helper(helper, "get", _key(host))
+        if answer is None:
+            return None
+        try:
+            document = json.loads(answer)
+            username, secret = document["Username"], document["Secret"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise CredentialsUnusable(
+                f"docker-credential-{helper} get: the answer is not understood"
+            ) from None
+        if not isinstance(username, str) or not isinstance(secret, str):
+            raise CredentialsUnusable(f"docker-credential-{helper} get: the answer is not understood")
+        if username == _TOKEN_USER:
+            return Credential(identity_token=secret)
+        return Credential(username, secret) if username or secret else None
+
+    async def _run_helper(self, helper: str, action: str, request: str) -> bytes | None:
+        """The helper's output; None when it knows nothing of the host."""
+        if any(character in request for character in "\r\n\0"):
+            raise CredentialsUnusable(f"line breaks cannot be given to docker-credential-{helper}")
+        search = self._environment.get("PATH", os.defpath)
+        program = await asyncio.to_thread(shutil.which, f"docker-credential-{helper}", path=search)
+        if program is None or not Path(program).is_absolute():
+            raise CredentialsUnusable(
+                f"{self.path} names the helper docker-credential-{helper}, which is not on the PATH"
+            )
+        process = await asyncio.create_subprocess_exec(
+            program,
+            action,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=dict(self._environment),
+        )
+        try:
+            async with asyncio.timeout(_HELPER_TIMEOUT_S):
+                output = await _converse(process, request.encode())
+                status = await process.wait()
+        except TimeoutError as error:
+            raise CredentialsUnusable(
+                f"docker-credential-{helper} {action} gave no answer in {_HELPER_TIMEOUT_S:.0f} s"
+            ) from error
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if len(output) > _HELPER_OUTPUT_MAX:
+            raise CredentialsUnusable(
+                f"docker-credential-{helper} {action} said more than {_HELPER_OUTPUT_MAX} bytes"
+            )
+        if status == 0:
+            return output
+        if action == "erase" or output.decode(errors="replace").strip() == _NOT_FOUND:
+            return None
+        raise CredentialsUnusable(f"docker-credential-{helper} {action} failed with status {status}")
+
+
+class Credentials:
+    """kitclient's own file, and behind it Docker's."""
+
+    def __init__(self, own: Path, *, environment: Mapping[str, str] = os.environ) -> None:
+        self._own = CredentialFile(own, environment=environment)
+        docker = environment.get("DOCKER_CONFIG")
+        folder = Path(docker) if docker else Path(environment.get("HOME", "~")).expanduser() / ".docker"
+        self._docker = CredentialFile(folder / "config.json", environment=environment)
+
+    async def get(self, host: str) -> Credential | None:
+        return await self._own.get(host) or await self._docker.get(host)
+
+    async def store(self, host: str, credential: Credential) -> None:
+        await self._own.store(host, credential)
+
+    async def erase(self, host: str) -> None:
+        """Forget a host in our own file; Docker's is Docker's."""
+        await self._own.erase(host)
+
+
+async def _converse(process: asyncio.subprocess.Process, request: bytes) -> bytes:
+    """Write the request, read the output up to one byte over the limit."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(request)
+        await process.stdin.drain()
+        process.stdin.close()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it need not read what it does not want to know
+    output = b""
+    while len(output) <= _HELPER_OUTPUT_MAX and (piece := await process.stdout.read(65536)):
+        output += piece
+    if len(output) > _HELPER_OUTPUT_MAX:
+        process.kill()
+    return output
+
+
+def _key(host: str) -> str:
+    """What a host is filed under; Docker Hub has a name of its own there."""
+    return _DOCKER_HUB_KEY if host == "docker.io" else host
+
+
+def _host_of(key: str) -> str | None:
+    try:
+        return canonical_host(key)
+    except CredentialsUnusable:
+        return None
+
+
+def _to_json(credential: Credential) -> dict[str, str]:
+    entry: dict[str, str] = {}
+    if credential.username:
+        entry["auth"] = base64.b64encode(f"{credential.username}:{credential.password}".encode()).decode()
+    if credential.identity_token:
+        entry["identitytoken"] = credential.identity_token
+    if credential.registry_token:
+        entry["registrytoken"] = credential.registry_token
+    return entry

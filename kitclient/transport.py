@@ -1,0 +1,442 @@
+"""HTTP to one registry: connection, retries, redirects, authorization. What the requests mean is in `remote`.
+
+Redirects are followed here and not by aiohttp, so that one place decides who sees the credentials: the registry's own
+scheme, host and port, until a redirect has led away from it, and nobody else. Bodies come undecoded: digests are of
+the bytes as stored. Every wait has a limit on silence, none on the whole: a transfer of a day is legal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import re
+import socket
+import ssl
+import time
+import urllib.request
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity.wait import wait_random_exponential
+from yarl import URL
+
+from kitclient.auth import Authorizer, TokenAnswer
+from kitclient.credentials import CredentialSource, canonical_host
+from kitclient.errors import ClientError, RegistryUnreachable, ServerMisbehaved, TransportRefused
+from kitclient.origin import follow, is_local, is_same_origin
+from kitspec.errors import OciError, Unauthorized, error_from_response
+
+_REDIRECTS_MAX = 5
+_ERROR_BODY_MAX = 64 * 1024
+_TOKEN_BODY_MAX = 1024 * 1024
+_CONNECT_TIMEOUT_S = 30.0
+_IDLE_TIMEOUT_S = 60.0
+# A presigned URL in a Location may be long.
+_FIELD_SIZE_MAX = 32 * 1024
+_READ_BUFFER_SIZE = 1024 * 1024
+_SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+Body = Callable[[], bytes | AsyncIterable[bytes]]
+"""Makes the body anew for each try."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """How a registry's certificate is checked, and our own that it may ask for.
+
+    Attributes:
+        verify: off means that anybody can be the registry.
+        ca_files: certificates to trust besides the system's.
+    """
+
+    verify: bool = True
+    ca_files: tuple[Path, ...] = ()
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When to try again: after 408, 429, 5xx and broken connections; waiting 250 ms, doubled each time, jittered, up to 3 s.
+
+    Attributes:
+        tries: the first one included.
+        retry_after_max_s: a server that asks for a longer rest is not waited for.
+    """
+
+    tries: int = 6
+    wait_first_s: float = 0.25
+    wait_max_s: float = 3.0
+    retry_after_max_s: float = 60.0
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    def attempts(self) -> AsyncRetrying:
+        """An iterator of tries; the last error is raised as it is."""
+        return AsyncRetrying(
+            stop=stop_after_attempt(self.tries),
+            wait=self._wait,
+            retry=retry_if_exception(self._may_help),
+            sleep=self.sleep,
+            reraise=True,
+        )
+
+    def _wait(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.retry_after_s if isinstance(error, Refusal) else None
+        if asked is not None:
+            return asked
+        longest = min(self.wait_max_s, self.wait_first_s * 2 ** (state.attempt_number - 1))
+        return float(wait_random_exponential(min=longest / 2, max=longest)(state))
+
+    def _may_help(self, error: BaseException) -> bool:
+        if isinstance(error, Refusal):
+            return error.is_transient and (error.retry_after_s or 0) <= self.retry_after_max_s
+        return isinstance(error, RegistryUnreachable) and not isinstance(error, TransportRefused)
+
+
+class Refusal(Exception):
+    """An answer of 400 or above, on its way out of a try; callers of `request` see the error that it carries."""
+
+    def __init__(
+        self, error: OciError, *, status: int, retry_after_s: float | None, answer: aiohttp.ClientResponse
+    ) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.headers = answer.headers
+
+    @property
+    def is_transient(self) -> bool:
+        return self.status in {408, 429} or self.status >= 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    url: URL
+    scope: str
+    headers: Mapping[str, str]
+    body: Body | None
+    missing: type[OciError] | None
+    idle_s: float
+
+
+class Transport:
+    """The one HTTP door to a registry; an async context manager."""
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        plain_http: bool = False,
+        tls: TlsOptions | None = None,
+        proxy: str | None = None,
+        credentials: CredentialSource | None = None,
+        connections: int = 16,
+        user_agent: str,
+        retry: RetryPolicy | None = None,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self.host = canonical_host(host)
+        api = "registry-1.docker.io" if self.host == "docker.io" else self.host
+        self.origin = URL(f"{'http' if plain_http else 'https'}://{api}/")
+        self.retry = retry or RetryPolicy()
+        self._tls = tls or TlsOptions()
+        self._proxy = URL(proxy) if proxy else None
+        self._connections = connections
+        self._user_agent = user_agent
+        self._resolver = resolver
+        self._session: aiohttp.ClientSession | None = None
+        self._authorizer = Authorizer(self.origin, self.host, credentials, self._ask_realm)
+
+    async def open(self) -> None:
+        context = await asyncio.to_thread(_ssl_context, self._tls)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context, limit=self._connections, resolver=self._resolver),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
+            timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=_IDLE_TIMEOUT_S),
+            read_bufsize=_READ_BUFFER_SIZE,
+            max_line_size=_FIELD_SIZE_MAX,
+            max_field_size=_FIELD_SIZE_MAX,
+            trust_env=False,  # it would take passwords from ~/.netrc
+        )
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def url(self, path: str, query: Mapping[str, str] | None = None) -> URL:
+        url = self.origin.join(URL(path))
+        return url.with_query(query) if query else url
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        url: URL,
+        *,
+        scope: str,
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        missing: type[OciError] | None = None,
+        retry: bool = True,
+        idle_s: float = _IDLE_TIMEOUT_S,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer, below 400, its body not yet read.
+
+        Args:
+            scope: of the token that is needed, as the token specification writes it.
+            missing: the error that a 404 means, whatever its body says.
+            retry: whether the request is tried again after what may pass.
+            idle_s: how long the server may be silent.
+
+        Raises:
+            OciError: what the registry answered.
+            ClientError: it could not be reached, or misbehaves.
+        """
+        request = _Request(method, url, scope, headers or {}, body, missing, idle_s)
+        answer: aiohttp.ClientResponse | None = None
+        try:
+            async for attempt in self.retry.attempts():
+                with attempt:
+                    try:
+                        answer = await self._try(request)
+                    except Refusal as refusal:
+                        if not retry:
+                            raise refusal.error from None
+                        raise
+                    except RegistryUnreachable as error:
+                        if not retry:
+                            raise _NotAgain(error) from error
+                        raise
+        except Refusal as refusal:
+            raise refusal.error from None
+        except _NotAgain as stopped:
+            raise stopped.error from stopped.error.__cause__
+        assert answer is not None
+        try:
+            yield answer
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._translate(error, url) from error
+        finally:
+            # A body that was read to its end gives the connection back; any other closes it.
+            if answer.content.is_eof():
+                answer.release()
+            else:
+                answer.close()
+
+    # ---- one try
+
+    async def _try(self, request: _Request) -> aiohttp.ClientResponse:
+        authorization = await self._authorizer.header(request.scope)
+        answer, is_ours = await self._send(request, authorization)
+        if answer.status == 401 and is_ours:
+            fields = answer.headers.getall("WWW-Authenticate", [])
+            answer.close()
+            authorization = await self._authorizer.answer(fields, request.scope, used=authorization)
+            answer, is_ours = await self._send(request, authorization)
+        if answer.status < 400:
+            return answer
+        try:
+            content = await self._read_error(answer)
+            raise self._refusal(answer, content, request.missing, is_ours=is_ours)
+        finally:
+            answer.close()
+
+    async def _send(
+        self, request: _Request, authorization: str | None
+    ) -> tuple[aiohttp.ClientResponse, bool]:
+        """The first answer that is no redirect, and whether it is the registry's own."""
+        url, is_ours = request.url, True
+        for _ in range(_REDIRECTS_MAX + 1):
+            # Once led away, for good: a store that sends us back could choose what our credentials are used for.
+            is_ours = is_ours and is_same_origin(url, self.origin)
+            answer = await self._send_once(request, url, authorization if is_ours else None)
+            if answer.status not in {301, 302, 303, 307, 308}:
+                return answer, is_ours
+            location = answer.headers.get("Location", "")
+            answer.close()
+            if request.method not in {"GET", "HEAD"} and answer.status not in {307, 308}:
+                raise ServerMisbehaved(
+                    f"{self.host} answered {request.method} with the redirect {answer.status}"
+                )
+            url = follow(url, location, origin=self.origin, what="redirect")
+        raise ServerMisbehaved(f"{self.host} redirects more than {_REDIRECTS_MAX} times")
+
+    async def _send_once(
+        self, request: _Request, url: URL, authorization: str | None
+    ) -> aiohttp.ClientResponse:
+        assert self._session is not None, "use it as an async context manager"
+        headers = dict(request.headers)
+        proxy = self._proxy_for(url)
+        if authorization is not None:
+            if proxy is not None and url.scheme == "http":
+                raise TransportRefused(
+                    f"credentials for {self.host} are not sent over plain http through a proxy; "
+                    f"use https, or name {self.host} in NO_PROXY"
+                )
+            headers["Authorization"] = authorization
+        try:
+            return await self._session.request(
+                request.method,
+                url,
+                headers=headers,
+                data=request.body() if request.body is not None else None,
+                allow_redirects=False,
+                proxy=proxy,
+                timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=request.idle_s),
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._translate(error, url) from error
+
+    async def _ask_realm(
+        self, method: str, url: URL, *, headers: Mapping[str, str], form: Mapping[str, str] | None
+    ) -> TokenAnswer:
+        assert self._session is not None
+        proxy = self._proxy_for(url)
+        if proxy is not None and url.scheme == "http":
+            raise TransportRefused(
+                f"the token service {url.host} is not asked over plain http through a proxy"
+            )
+        try:
+            async with self._session.request(
+                method, url, headers=headers, data=form, allow_redirects=False, proxy=proxy
+            ) as answer:
+                body = await read_bounded(answer, _TOKEN_BODY_MAX, what=f"the answer of {url.host}")
+                if answer.status in {408, 429} or answer.status >= 500:
+                    raise self._refusal(answer, body, None, is_ours=False)
+                return TokenAnswer(answer.status, body)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._translate(error, url) from error
+
+    async def _read_error(self, answer: aiohttp.ClientResponse) -> bytes:
+        """What there is of an error's body; it only words the message."""
+        try:
+            return await answer.content.read(_ERROR_BODY_MAX)
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return b""
+
+    def _refusal(
+        self, answer: aiohttp.ClientResponse, content: bytes, missing: type[OciError] | None, *, is_ours: bool
+    ) -> Refusal:
+        path = answer.url.path
+        otherwise = f"{answer.url.host} answered {answer.status} to {answer.method} {path}"
+        error = error_from_response(answer.status, content, otherwise=otherwise)
+        if not is_ours and isinstance(error, Unauthorized):
+            error = Unauthorized(
+                f"{answer.url.host}, where {self.host} sent us, wants credentials; it gets none"
+            )
+        if answer.status == 404 and missing is not None:
+            error = missing(error.message, detail=error.detail)
+        elif answer.status == 400 and b"HTTPS server" in content:
+            error = OciError(f"{self.host} speaks https; leave --plain-http out")
+        return Refusal(
+            error,
+            status=answer.status,
+            retry_after_s=_retry_after(answer.headers.get("Retry-After")),
+            answer=answer,
+        )
+
+    # ---- the way out
+
+    def _proxy_for(self, url: URL) -> URL | None:
+        """The proxy given, else the environment's, which never stands between us and this machine."""
+        if self._proxy is not None:
+            return self._proxy
+        host = url.host or ""
+        if is_local(host) or urllib.request.proxy_bypass(host):
+            return None
+        proxy = urllib.request.getproxies().get(url.scheme)
+        return URL(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
+
+    def _translate(self, error: Exception, url: URL) -> ClientError:  # noqa: PLR0911 (a table)
+        host = url.authority if url.host != self.origin.host else self.host
+        match error:
+            case aiohttp.ClientConnectorCertificateError():
+                return TransportRefused(
+                    f"the certificate of {host} is not trusted: {error.certificate_error}; "
+                    "name its authority with --tls-cert FILE"
+                )
+            case aiohttp.ClientConnectorSSLError() | ssl.SSLError():
+                if "WRONG_VERSION_NUMBER" in str(error) or "RECORD_LAYER" in str(error).upper():
+                    return TransportRefused(
+                        f"{host} gave an HTTP response to an HTTPS client; if it speaks plain http, use --plain-http"
+                    )
+                return TransportRefused(f"TLS with {host} failed: {error}")
+            case aiohttp.ClientHttpProxyError() | aiohttp.ClientProxyConnectionError():
+                return TransportRefused(f"the proxy on the way to {host} failed: {type(error).__name__}")
+            case aiohttp.ClientConnectorDNSError():
+                kind = RegistryUnreachable if error.errno == socket.EAI_AGAIN else TransportRefused
+                return kind(f"no address is known for {host}: check its name")
+            case aiohttp.ClientConnectorError():
+                return RegistryUnreachable(f"no connection to {host}: {error.strerror or error}")
+            case TimeoutError():
+                return RegistryUnreachable(f"{host} was silent for too long")
+            case aiohttp.ClientResponseError() if "Expected HTTP" in str(error) or "status line" in str(
+                error
+            ):
+                return TransportRefused(
+                    f"{host} does not speak plain http; leave --plain-http out if it speaks https"
+                )
+            case _:
+                return RegistryUnreachable(f"the connection to {host} broke: {type(error).__name__} {error}")
+
+
+class _NotAgain(Exception):
+    def __init__(self, error: RegistryUnreachable) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+async def read_bounded(answer: aiohttp.ClientResponse, size_max: int, *, what: str) -> bytes:
+    """A whole body of at most `size_max` bytes.
+
+    Raises:
+        ServerMisbehaved: it is longer; no more than that is read.
+    """
+    if (answer.content_length or 0) > size_max:
+        raise ServerMisbehaved(f"{what} has {answer.content_length} bytes; at most {size_max} are taken")
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in answer.content.iter_any():
+        size += len(piece)
+        if size > size_max:
+            raise ServerMisbehaved(f"{what} is longer than {size_max} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _ssl_context(options: TlsOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context()
+        for path in options.ca_files:
+            context.load_verify_locations(cafile=path)
+        if options.client_certificate is not None:
+            context.load_cert_chain(options.client_certificate, options.client_key)
+    except OSError as error:
+        raise TransportRefused(f"a certificate file cannot be used: {error}") from error
+    if not options.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _retry_after(field: str | None) -> float | None:
+    """Seconds, from either form of RFC 9110 section 10.2.3; None when it does not parse."""
+    if field is None:
+        return None
+    if _SECONDS.fullmatch(field.strip()):
+        return float(field)
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(field).timestamp() - time.time())
+    return None
