@@ -1,0 +1,48 @@
+"""Threads of our own for what blocks, and waiting for them that a cancellation does not cut short."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Threads:
+    """A pool that only its owner uses: the loop's default one has few threads, and others wait in it for DNS."""
+
+    def __init__(self, count_max: int, name: str) -> None:
+        self._executor = ThreadPoolExecutor(count_max, thread_name_prefix=name)
+
+    def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        return asyncio.wrap_future(self._executor.submit(call, *args, **kwargs))
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `call` in a thread and wait for its end, also when cancelled: nothing goes on behind the caller's back."""
+        return await uncancelled(self.submit(call, *args, **kwargs))
+
+    async def close(self) -> None:
+        """Wait for what runs, then end the threads."""
+        ending = ThreadPoolExecutor(1)
+        try:
+            await uncancelled(asyncio.wrap_future(ending.submit(self._executor.shutdown)))
+        finally:
+            ending.shutdown()  # its one thread is idle by now
+
+
+async def uncancelled(future: asyncio.Future[T]) -> T:
+    """Wait for what must not be left half done; a cancellation is passed on when it is over."""
+    cancellation: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is not None:
+        if not future.cancelled():
+            future.exception()  # seen: the cancellation is what the caller hears of
+        raise cancellation
+    return future.result()
