@@ -25,7 +25,7 @@ class Descriptor:
     media_type: str
     digest: Digest
     size: int
-    annotations: Mapping[str, str] = field(default=_EMPTY)
+    annotations: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     artifact_type: str | None = None
     urls: tuple[str, ...] = ()
     data: bytes | None = None
