@@ -1,0 +1,1 @@
+"""HTTP only: parse the request, call HostedRegistry once, form the reply."""

@@ -1,0 +1,95 @@
+"""end-2 and end-10: blobs on their way out."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from kitspec.digest import Digest
+from kitspec.errors import Unsupported
+from kitspec.http_fields import ByteSpan, format_content_range
+from registry.api.call import Call
+from registry.api.conditions import Verdict, span_of, verdict_of
+from registry.hosted import BLOB_MEDIA_TYPE
+from storage_backends.interface import ByteStream, Delivery, LocalFile, PresignedUrl
+
+
+async def get_blob(call: Call) -> web.StreamResponse:
+    """GET and HEAD of a blob, whole or a range."""
+    digest = Digest(call.argument)
+    headers = {
+        "Docker-Content-Digest": digest,
+        "ETag": f'"{digest}"',
+        "Accept-Ranges": "bytes",
+    }
+    if call.request.method == "HEAD":
+        blob = await call.registry.stat_blob(call.name, digest)
+        verdict = verdict_of(call.headers, digest)
+        if verdict is not Verdict.GO_ON:
+            return web.Response(status=verdict.value, headers=headers)
+        headers["Content-Length"] = str(blob.size)
+        return web.Response(headers=headers | {"Content-Type": BLOB_MEDIA_TYPE})
+
+    verdict = Verdict.GO_ON
+    wanted: ByteSpan | None = None
+
+    def choose(size: int) -> ByteSpan | None:
+        nonlocal verdict, wanted
+        verdict = verdict_of(call.headers, digest)
+        wanted = span_of(call.headers, "GET", digest, size) if verdict is Verdict.GO_ON else None
+        return wanted
+
+    async with call.registry.deliver_blob(call.name, digest, choose) as delivery:
+        if verdict is not Verdict.GO_ON:
+            return web.Response(status=verdict.value, headers=headers)
+        return await _send(call, delivery, headers, is_part=wanted is not None)
+
+
+async def delete_blob(call: Call) -> web.StreamResponse:
+    """DELETE of a blob from this repository; other repositories keep it."""
+    refuse_when_deletes_are_off(call)
+    await call.registry.delete_blob(call.name, Digest(call.argument))
+    return web.Response(status=202, headers={"Content-Length": "0"})
+
+
+def refuse_when_deletes_are_off(call: Call) -> None:
+    """
+    Raises:
+        Unsupported: `storage.delete.enabled` is off.
+    """
+    if not call.config.storage.delete.enabled:
+        raise Unsupported("deleting is switched off in this registry (storage.delete.enabled)")
+
+
+async def _send(
+    call: Call, delivery: Delivery, headers: dict[str, str], *, is_part: bool
+) -> web.StreamResponse:
+    """The one place that knows in which forms a backend lets content go."""
+    if isinstance(delivery, PresignedUrl):
+        redirect = headers | {"Location": delivery.url, "Cache-Control": "no-store"}
+        return web.Response(status=307, headers=redirect)
+    span = ByteSpan(delivery.span.start, delivery.span.stop)
+    response = _begin(headers, span, delivery.size, is_part=is_part)
+    await response.prepare(call.request)
+    match delivery:
+        case LocalFile(file):
+            transport = call.request.transport
+            if transport is None:
+                raise ConnectionResetError("the client is gone")
+            if span.size:
+                await asyncio.get_running_loop().sendfile(transport, file, span.start, span.size)
+        case ByteStream(chunks):
+            async for chunk in chunks:
+                await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
+def _begin(headers: dict[str, str], span: ByteSpan, size: int, *, is_part: bool) -> web.StreamResponse:
+    response = web.StreamResponse(status=206 if is_part else 200, headers=headers)
+    response.content_type = BLOB_MEDIA_TYPE
+    response.content_length = span.size
+    if is_part:
+        response.headers["Content-Range"] = format_content_range(span, size)
+    return response

@@ -1,0 +1,138 @@
+"""One request, as handlers see it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from kitspec.errors import ManifestTooLarge, QueryInvalid
+from kitspec.names import RepositoryName
+from registry.hosted import HostedRegistry, Versions
+
+if TYPE_CHECKING:
+    from registry.config import Config
+    from registry.health import Health
+    from registry.metrics import Metrics
+
+# 45 tags and a digest fit in a request line; more parameters are an attack.
+_QUERY_PARAMETERS_MAX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the handlers of one worker share."""
+
+    config: Config
+    registry: HostedRegistry
+    health: Health
+    metrics: Metrics
+
+
+class Query:
+    """Query parameters: one that is meant once and comes twice is refused, so that nobody reads another than we do."""
+
+    def __init__(self, query_string: str) -> None:
+        try:
+            pairs = parse_qsl(
+                query_string, keep_blank_values=True, errors="strict", max_num_fields=_QUERY_PARAMETERS_MAX
+            )
+        except ValueError as error:
+            raise QueryInvalid("the query cannot be read: wanted UTF-8 and at most 128 parameters") from error
+        self._values: dict[str, list[str]] = {}
+        for name, value in pairs:
+            self._values.setdefault(name, []).append(value)
+
+    def one(self, name: str) -> str | None:
+        """The parameter's value, None when it is absent.
+
+        Raises:
+            QueryInvalid: it is there more than once.
+        """
+        values = self._values.get(name)
+        if values is None:
+            return None
+        if len(values) > 1:
+            raise QueryInvalid(f"the parameter {name} is given {len(values)} times; wanted once")
+        return values[0]
+
+    def all(self, name: str) -> list[str]:
+        return self._values.get(name, [])
+
+
+@dataclass(slots=True)
+class Call:
+    """A request that has found its route.
+
+    Attributes:
+        versions: the records that the answer rests on, where it rests on nothing else; may be given again while they last.
+    """
+
+    request: web.BaseRequest
+    services: Services
+    raw_name: str
+    argument: str
+    name: RepositoryName = field(init=False)
+    versions: Versions = ()
+    _query: Query | None = None
+
+    def __post_init__(self) -> None:
+        if self.raw_name:
+            self.name = RepositoryName(self.raw_name)
+
+    @property
+    def registry(self) -> HostedRegistry:
+        return self.services.registry
+
+    @property
+    def config(self) -> Config:
+        return self.services.config
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.request.headers
+
+    @property
+    def query(self) -> Query:
+        if self._query is None:
+            self._query = Query(self.request.rel_url.raw_query_string)
+        return self._query
+
+    def url(self, path: str) -> str:
+        """For `Location` and `Link`: below the configured public address, or relative; never what the client called us."""
+        http = self.config.http
+        origin = http.host if http.host is not None and not http.relativeurls else ""
+        return f"{origin}{http.prefix.rstrip('/')}{path}"
+
+    def body_size(self) -> int | None:
+        """`Content-Length`; None for a chunked body."""
+        return self.request.content_length
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives; the client is told to send it only now, if it asked."""
+        request = self.request
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        async for chunk in request.content.iter_any():
+            yield chunk
+
+    async def read_manifest(self, size_max: int) -> bytes:
+        """The body of a manifest PUT.
+
+        Raises:
+            ManifestTooLarge: it is larger than `size_max`; reading stopped there.
+        """
+        declared = self.body_size()
+        if declared is not None and declared > size_max:
+            raise ManifestTooLarge(f"a manifest of {declared} bytes; at most {size_max} are allowed")
+        parts: list[bytes] = []
+        received = 0
+        async for chunk in self.chunks():
+            received += len(chunk)
+            if received > size_max:
+                raise ManifestTooLarge(f"a manifest of more than {size_max} bytes, which is what is allowed")
+            parts.append(chunk)
+        return b"".join(parts)

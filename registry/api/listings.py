@@ -1,0 +1,98 @@
+"""end-8, end-12 and _catalog: lists, page by page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from aiohttp import web
+
+from kitspec.descriptor import Descriptor
+from kitspec.digest import Digest
+from kitspec.errors import QueryInvalid
+from kitspec.http_fields import format_next_link
+from kitspec.media_types import OCI_INDEX
+from registry.api.call import Call
+
+_NUMBER = re.compile(r"[0-9]{1,1000}", re.ASCII)
+
+
+async def list_tags(call: Call) -> web.StreamResponse:
+    """GET tags/list?n=&last="""
+    size_max = _page_size(call, call.config.tags.maxtags)
+    tags, is_more = await _page(call.registry.tags(call.name, after=call.query.one("last") or ""), size_max)
+    return _listing({"name": call.name, "tags": tags}, _next(call, tags, size_max, is_more=is_more))
+
+
+async def list_repositories(call: Call) -> web.StreamResponse:
+    """GET _catalog?n=&last="""
+    size_max = _page_size(call, call.config.catalog.maxentries)
+    names, is_more = await _page(call.registry.repositories(after=call.query.one("last") or ""), size_max)
+    return _listing({"repositories": names}, _next(call, names, size_max, is_more=is_more))
+
+
+async def list_referrers(call: Call) -> web.StreamResponse:
+    """GET referrers/<digest>?artifactType=; an index, empty where nothing refers to the digest."""
+    subject = Digest(call.argument)
+    artifact_type = call.query.one("artifactType")
+    found = call.registry.referrers(call.name, subject, artifact_type=artifact_type)
+    last = call.query.one("last") or ""
+    manifests: list[bytes] = []
+    size, link = 0, None
+    size_max = call.config.limits.referrerspagesize
+    for referrer in sorted([item async for item in found if item.digest > last], key=_digest):
+        text = json.dumps(referrer.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
+        size += len(text) + 1
+        if manifests and size > size_max:
+            query = f"&artifactType={quote(artifact_type, safe='')}" if artifact_type is not None else ""
+            link = f"{call.url(f'/v2/{call.name}/referrers/{subject}')}?last={last}{query}"
+            break
+        manifests.append(text)
+        last = referrer.digest
+    headers = {"Content-Type": OCI_INDEX}
+    if link is not None:
+        headers["Link"] = format_next_link(link)
+    if artifact_type is not None:
+        headers["OCI-Filters-Applied"] = "artifactType"
+    head = b'{"schemaVersion":2,"mediaType":"' + OCI_INDEX.encode() + b'","manifests":['
+    return web.Response(body=head + b",".join(manifests) + b"]}", headers=headers)
+
+
+def _digest(referrer: Descriptor) -> str:
+    return referrer.digest
+
+
+def _page_size(call: Call, size_max: int) -> int:
+    """`n`, clamped: a client that asks for more gets a full page and a link."""
+    text = call.query.one("n")
+    if text is None:
+        return min(call.config.limits.pagesize, size_max)
+    if _NUMBER.fullmatch(text) is None:
+        raise QueryInvalid(f"n={text[:40]!a}; wanted a whole number, 0 or more")
+    return size_max if len(text.lstrip("0")) > 9 else min(int(text), size_max)
+
+
+async def _page(items: AsyncIterator[str], size_max: int) -> tuple[list[str], bool]:
+    """At most `size_max` items, and whether there are more."""
+    page: list[str] = []
+    async for item in items:
+        if len(page) == size_max:
+            return page, True
+        page.append(item)
+    return page, False
+
+
+def _next(call: Call, page: list[str], size_max: int, *, is_more: bool) -> str | None:
+    # n=0 asks for nothing: no page follows it (distribution-spec 1.1.1, "Listing Tags").
+    if not is_more or not page:
+        return None
+    return call.url(f"{call.request.rel_url.raw_path}?n={size_max}&last={quote(page[-1], safe='')}")
+
+
+def _listing(document: dict[str, object], link: str | None) -> web.StreamResponse:
+    headers = {"Content-Type": "application/json"}
+    if link is not None:
+        headers["Link"] = format_next_link(link)
+    return web.Response(body=json.dumps(document).encode(), headers=headers)

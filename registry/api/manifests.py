@@ -1,0 +1,94 @@
+"""end-3, 7 and 9: manifests."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from kitspec.digest import Digest
+from kitspec.errors import ManifestTypeUnsupported, ManifestUnknown, QueryInvalid, TagInvalid
+from kitspec.manifest import parse_manifest
+from kitspec.names import Tag
+from registry.api.blobs import refuse_when_deletes_are_off
+from registry.api.call import Call
+from registry.api.conditions import Verdict, verdict_of
+
+
+async def get_manifest(call: Call) -> web.StreamResponse:
+    """GET and HEAD, by tag or by digest; the bytes and the media type are those of the push."""
+    manifest, call.versions = await call.registry.find_manifest(call.name, _known_reference(call.argument))
+    headers = {
+        "Docker-Content-Digest": manifest.digest,
+        "ETag": f'"{manifest.digest}"',
+    }
+    verdict = verdict_of(call.headers, manifest.digest)
+    if verdict is not Verdict.GO_ON:
+        return web.Response(status=verdict.value, headers=headers)
+    headers["Content-Type"] = manifest.media_type
+    return web.Response(body=manifest.content, headers=headers)
+
+
+async def put_manifest(call: Call) -> web.StreamResponse:
+    """PUT by tag, or by digest with any number of `tag=` parameters."""
+    reference = _reference(call.argument)
+    tags = _tags(call, reference)
+    media_type = _media_type(call)
+    content = await call.read_manifest(call.config.limits.manifestsize)
+    manifest = parse_manifest(content, media_type)
+    stored = await call.registry.store_manifest(
+        call.name,
+        manifest,
+        content,
+        media_type,
+        expect=reference if isinstance(reference, Digest) else None,
+        tags=tags,
+    )
+    headers = {
+        "Location": call.url(f"/v2/{call.name}/manifests/{stored.digest}"),
+        "Docker-Content-Digest": stored.digest,
+        "Content-Length": "0",
+    }
+    if manifest.subject is not None:
+        headers["OCI-Subject"] = manifest.subject.digest
+    if tags:
+        headers["OCI-Tag"] = ", ".join(tags)
+    return web.Response(status=201, headers=headers)
+
+
+async def delete_manifest(call: Call) -> web.StreamResponse:
+    """DELETE: by tag only the tag; by digest the manifest and its tags."""
+    refuse_when_deletes_are_off(call)
+    await call.registry.delete_manifest(call.name, _known_reference(call.argument))
+    return web.Response(status=202, headers={"Content-Length": "0"})
+
+
+def _reference(text: str) -> Tag | Digest:
+    return Digest(text) if ":" in text else Tag(text)
+
+
+def _known_reference(text: str) -> Tag | Digest:
+    """A reference to look up: what cannot be a tag is a tag that does not exist."""
+    try:
+        return _reference(text)
+    except TagInvalid as error:
+        raise ManifestUnknown(f"no manifest {text[:160]!a}: that cannot be a tag") from error
+
+
+def _tags(call: Call, reference: Tag | Digest) -> tuple[Tag, ...]:
+    asked = call.query.all("tag")
+    if isinstance(reference, Tag):
+        if asked:
+            raise QueryInvalid("tag= goes with a push by digest; this one names a tag in its path")
+        return (reference,)
+    if len(asked) > call.config.limits.tagsperput:
+        raise QueryInvalid(
+            f"{len(asked)} tags in one push; at most {call.config.limits.tagsperput} are allowed"
+        )
+    return tuple(dict.fromkeys(Tag(text) for text in asked))
+
+
+def _media_type(call: Call) -> str:
+    """`Content-Type` without parameters, which the specification has us ignore."""
+    field = call.headers.get("Content-Type")
+    if field is None:
+        raise ManifestTypeUnsupported("a manifest needs its media type in Content-Type")
+    return field.partition(";")[0].strip().lower()

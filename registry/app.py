@@ -1,0 +1,116 @@
+"""All wiring of one worker, top to bottom; imports everything, imported by the command line alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from registry.api.call import Services
+from registry.config import Config, Uploadpurging
+from registry.health import Health
+from registry.hosted import HostedRegistry
+from registry.http_limits import Server
+from registry.logs import log_event
+from registry.metrics import process_metrics
+from registry.middleware import Dispatch
+from registry.upload_sessions import UploadSessions
+from storage_backends.interface import StorageBackend, StorageError
+from storage_backends.local import LocalBackend
+from storage_backends.memory import MemoryBackend
+
+logger = logging.getLogger(__name__)
+
+
+def make_backend(config: Config) -> StorageBackend:
+    """The storage that is configured, not started."""
+    storage = config.storage
+    if storage.filesystem is None:
+        return MemoryBackend()
+    return LocalBackend(storage.filesystem.rootdirectory, durable=storage.durability == "full")
+
+
+@asynccontextmanager
+async def services_of(config: Config) -> AsyncIterator[Services]:
+    """What handlers share, with the tasks that keep it well."""
+    backend = make_backend(config)
+    await backend.start()
+    try:
+        limits, driver = config.limits, config.health.storagedriver
+        sessions = UploadSessions(
+            backend,
+            count_max=limits.uploads,
+            per_repository_max=limits.uploadsperrepository,
+            size_max=limits.blobsize or None,
+        )
+        registry = HostedRegistry(backend, sessions, allow_sparse=config.manifests.allowsparse)
+        health = Health(backend, interval_s=driver.interval, threshold=driver.threshold)
+        tasks = []
+        if driver.enabled:
+            tasks.append(asyncio.create_task(health.watch(), name="health"))
+        purging = config.storage.maintenance.uploadpurging
+        if purging.enabled and not config.storage.maintenance.readonly.enabled:
+            tasks.append(asyncio.create_task(_purge_uploads(sessions, purging), name="purge uploads"))
+        try:
+            yield Services(config, registry, health, process_metrics())
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        await backend.close()
+
+
+async def run_worker(
+    config: Config, listener: socket.socket, *, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
+    """Serve on `listener` until `stop` is set, then drain for at most `http.draintimeout`.
+
+    Args:
+        ready: called once, when connections are answered.
+    """
+    async with services_of(config) as services:
+        server = Server(Dispatch(services), config)
+        acceptor = await asyncio.get_running_loop().create_server(
+            server,
+            sock=listener,
+            ssl=_tls(config),
+            backlog=listener.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
+        )
+        services.health.is_started = True
+        ready()
+        try:
+            await stop.wait()
+        finally:
+            services.health.is_draining = True
+            acceptor.close()
+            server.pre_shutdown()
+            await server.shutdown(config.http.draintimeout)
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    tls = config.http.tls
+    if tls.certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimumtls == "tls1.3" else ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(tls.certificate, tls.key)
+    return context
+
+
+async def _purge_uploads(sessions: UploadSessions, purging: Uploadpurging) -> None:
+    """End abandoned uploads, now and every interval; several workers may do it at once."""
+    while True:
+        try:
+            expired = await sessions.expire(now=time.time(), age_s=purging.age, dry_run=purging.dryrun)
+        except StorageError as error:
+            log_event(logger, logging.WARNING, "uploads.purge.failed", reason=str(error))
+        else:
+            for upload in expired:
+                log_event(logger, logging.INFO, "upload.expired", upload=upload, dry_run=purging.dryrun)
+        await asyncio.sleep(purging.interval)

@@ -1,0 +1,509 @@
+"""HostedRegistry: the registry's core, an OciRegistry over a storage backend.
+
+Write order is the transaction: content before link, blobs before manifest, referrer entry before manifest, manifest
+before tag. A crash at any point leaves at most garbage, never a torn artifact (docs/storage-layout.md).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from kitspec.descriptor import Descriptor
+from kitspec.digest import Digest
+from kitspec.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    RangeInvalid,
+    ServerError,
+    TagInvalid,
+)
+from kitspec.http_fields import ByteSpan
+from kitspec.interface import StoredManifest
+from kitspec.manifest import Index, Manifest, parse_manifest
+from kitspec.media_types import MANIFEST_TYPES, is_index_type
+from kitspec.names import RepositoryName, Tag, view_of
+from registry import layout
+from registry.records import RecordCache
+from registry.referrer_index import ReferrerIndex, fallback_tag
+from registry.storage_errors import translated
+from registry.upload_sessions import UploadSession, UploadSessions
+from storage_backends.file_stream import chunks_of
+from storage_backends.interface import (
+    ByteStream,
+    Delivery,
+    LocalFile,
+    ObjectInfo,
+    ObjectMissing,
+    PreconditionFailed,
+    PresignedUrl,
+    Span,
+    StorageBackend,
+)
+
+Versions = tuple[tuple[str, str], ...]
+"""Keys of records with the versions they were read at."""
+
+BLOB_MEDIA_TYPE = "application/octet-stream"
+
+# Bytes per worker that remembered manifests may take; a typical manifest has 1 to 20 KB.
+_MANIFEST_CACHE_SIZE_MAX = 16 * 1024 * 1024
+_TAG_CACHE_SIZE_MAX = 4 * 1024 * 1024
+_MANIFEST_RECORD_SIZE_MAX = 4 * 1024 * 1024 + 64 * 1024
+_TAG_RECORD_SIZE_MAX = 16 * 1024
+
+# security.md's L-11: an index of indexes of … deeper than this is no use to anybody.
+INDEX_DEPTH_MAX = 8
+
+# A mount that names no source looks for one in this many repositories; more would make it dearer than an upload.
+_MOUNT_SOURCES_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _ManifestRecord:
+    """A manifest as it is kept: a line of JSON about it, then its bytes as received."""
+
+    manifest: StoredManifest
+    depth: int
+    """0 for a manifest or an empty index, one more than its deepest child for an index."""
+
+    def to_bytes(self) -> bytes:
+        # The nonce makes every write of the same manifest a different record (design decision 1).
+        head = {
+            "mediaType": self.manifest.media_type,
+            "digest": self.manifest.digest,
+            "depth": self.depth,
+            "nonce": secrets.token_hex(8),
+        }
+        return json.dumps(head).encode() + b"\n" + self.manifest.content
+
+    @classmethod
+    def from_bytes(cls, record: bytes) -> _ManifestRecord:
+        head, _, content = record.partition(b"\n")
+        document = json.loads(head)
+        digest = Digest(document["digest"])
+        # Never a body that differs from its digest (INV-04), whatever happened to the disk.
+        if Digest.of(content, digest.algorithm) != digest:
+            raise ServerError(f"manifest {digest} is damaged in the registry's storage")
+        return cls(StoredManifest(content, document["mediaType"], digest), document["depth"])
+
+
+class HostedBody:
+    """A BlobBody over a delivery of the backend."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], size: int) -> None:
+        self._chunks = chunks
+        self.size = size
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._chunks
+
+
+class HostedUpload:
+    """A BlobUpload: a session that links the blob into its repository when it ends."""
+
+    def __init__(self, registry: HostedRegistry, name: RepositoryName, session: UploadSession) -> None:
+        self._registry = registry
+        self._name = name
+        self._session = session
+
+    @property
+    def location(self) -> str:
+        return self._session.id
+
+    @property
+    def offset(self) -> int:
+        return self._session.offset
+
+    async def append(
+        self,
+        chunks: AsyncIterable[bytes],
+        *,
+        at: int | None = None,
+        size: int | None = None,
+        closing: Digest | None = None,
+    ) -> int:
+        return await self._session.append(chunks, at=at, size=size, closing=closing)
+
+    async def commit(self, digest: Digest) -> Descriptor:
+        info = await self._session.commit(digest)
+        await self._registry.link_blob(self._name, digest)
+        return Descriptor(BLOB_MEDIA_TYPE, digest, info.size)
+
+    async def cancel(self) -> None:
+        await self._session.cancel()
+
+
+class HostedRegistry:
+    """What the specification asks of a registry, without HTTP.
+
+    Args:
+        allow_sparse: accept manifests whose blobs or children are not here.
+    """
+
+    def __init__(
+        self, backend: StorageBackend, sessions: UploadSessions, *, allow_sparse: bool = False
+    ) -> None:
+        self.backend = backend
+        self.sessions = sessions
+        self._allow_sparse = allow_sparse
+        self._referrers = ReferrerIndex(backend)
+        self._manifests: RecordCache[_ManifestRecord] = RecordCache(
+            backend,
+            _ManifestRecord.from_bytes,
+            record_size_max=_MANIFEST_RECORD_SIZE_MAX,
+            size_max=_MANIFEST_CACHE_SIZE_MAX,
+        )
+        self._tags: RecordCache[Digest] = RecordCache(
+            backend, _tag_target, record_size_max=_TAG_RECORD_SIZE_MAX, size_max=_TAG_CACHE_SIZE_MAX
+        )
+
+    # Blobs
+
+    async def stat_blob(self, name: RepositoryName, digest: Digest) -> Descriptor:
+        with translated():
+            info = await self._find_blob(name, digest)
+        if info is None:
+            raise _blob_unknown(name, digest)
+        return Descriptor(BLOB_MEDIA_TYPE, digest, info.size)
+
+    @asynccontextmanager
+    async def deliver_blob(
+        self, name: RepositoryName, digest: Digest, choose: Callable[[int], ByteSpan | None]
+    ) -> AsyncIterator[Delivery]:
+        """A blob, or a span of it, in the form in which the backend can let it go.
+
+        Args:
+            choose: the span that is wanted, given the size of the blob; None for all of it. What it raises goes through.
+
+        Raises:
+            BlobUnknown: the repository does not hold it.
+        """
+        blob = await self.stat_blob(name, digest)
+        wanted = choose(blob.size)
+        span = Span(wanted.start, wanted.stop) if wanted is not None else None
+        try:
+            with translated():
+                context = self.backend.deliver(layout.blob_key(digest), span)
+                delivery = await context.__aenter__()
+        except ObjectMissing as error:
+            raise _blob_unknown(name, digest) from error
+        try:
+            yield delivery
+        finally:
+            await context.__aexit__(None, None, None)
+
+    @asynccontextmanager
+    async def open_blob(
+        self, name: RepositoryName, digest: Digest, span: ByteSpan | None = None
+    ) -> AsyncIterator[HostedBody]:
+        def choose(size: int) -> ByteSpan | None:
+            if span is None:
+                return None
+            if span.start >= size or span.stop <= span.start:
+                raise RangeInvalid(f"bytes {span.start} to {span.stop} of {size}", size=size)
+            return ByteSpan(span.start, min(span.stop, size))
+
+        async with self.deliver_blob(name, digest, choose) as delivery:
+            match delivery:
+                case LocalFile():
+                    yield HostedBody(chunks_of(delivery), delivery.span.stop - delivery.span.start)
+                case ByteStream():
+                    yield HostedBody(delivery.chunks, delivery.span.stop - delivery.span.start)
+                case PresignedUrl():
+                    raise ServerError("this backend hands out addresses only; the bytes cannot be read here")
+
+    async def delete_blob(self, name: RepositoryName, digest: Digest) -> None:
+        with translated():
+            if await self._find_blob(name, digest) is None:
+                raise _blob_unknown(name, digest)
+            await self.backend.delete(layout.link_key(name, digest))
+
+    async def mount_blob(
+        self, name: RepositoryName, digest: Digest, *, source: RepositoryName | None = None
+    ) -> Descriptor | None:
+        with translated():
+            info = await self._find_blob(name, digest)
+            if info is None and source is not None:
+                info = await self._find_blob(source, digest)
+            elif info is None and await self._exists(layout.blob_key(digest)):
+                info = await self._find_blob_anywhere(digest)
+            if info is None:
+                return None
+            await self.link_blob(name, digest)
+            return Descriptor(BLOB_MEDIA_TYPE, digest, info.size)
+
+    async def link_blob(self, name: RepositoryName, digest: Digest) -> None:
+        """Let this repository serve a blob that is stored."""
+        with translated():
+            await self._enter_catalog(name)
+            key = layout.link_key(name, digest)
+            if not await self._exists(key):
+                await self.backend.write(key, b"")
+
+    # Uploads
+
+    async def begin_upload(self, name: RepositoryName, *, algorithm: str = "sha256") -> HostedUpload:
+        return HostedUpload(self, name, await self.sessions.begin(name, algorithm=algorithm))
+
+    async def resume_upload(self, name: RepositoryName, location: str) -> HostedUpload:
+        return HostedUpload(self, name, await self.sessions.resume(name, location))
+
+    # Manifests
+
+    async def get_manifest(self, name: RepositoryName, reference: Tag | Digest) -> StoredManifest:
+        return (await self.find_manifest(name, reference))[0]
+
+    async def find_manifest(
+        self, name: RepositoryName, reference: Tag | Digest
+    ) -> tuple[StoredManifest, Versions]:
+        """`get_manifest`, with the versions of the records that the answer rests on."""
+        versions: list[tuple[str, str]] = []
+        with translated():
+            try:
+                if isinstance(reference, Tag):
+                    key = layout.tag_key(name, reference)
+                    digest, version = await self._tags.get_versioned(key)
+                    versions.append((key, version))
+                else:
+                    digest = reference
+                key = layout.manifest_key(name, digest)
+                record, version = await self._manifests.get_versioned(key)
+                versions.append((key, version))
+            except ObjectMissing as error:
+                if not await self._exists(layout.catalog_key(name)):
+                    raise _name_unknown(name) from error
+                raise ManifestUnknown(f"no manifest {reference} in {name}") from error
+        return record.manifest, tuple(versions)
+
+    async def put_manifest(
+        self,
+        name: RepositoryName,
+        content: bytes,
+        media_type: str,
+        *,
+        expect: Digest | None = None,
+        tags: tuple[Tag, ...] = (),
+    ) -> Descriptor:
+        manifest = parse_manifest(content, media_type)
+        return await self.store_manifest(name, manifest, content, media_type, expect=expect, tags=tags)
+
+    async def store_manifest(
+        self,
+        name: RepositoryName,
+        manifest: Manifest | Index,
+        content: bytes,
+        media_type: str,
+        *,
+        expect: Digest | None,
+        tags: tuple[Tag, ...],
+    ) -> Descriptor:
+        """`put_manifest` for a caller that has parsed `content` already."""
+        for tag in tags:
+            if view_of(tag) is not None:
+                raise TagInvalid(
+                    f"{tag} names a view of another tag (.only. or .as.), which is made on request; "
+                    "push under another tag"
+                )
+        digest = Digest.of(content, expect.algorithm if expect is not None else "sha256")
+        if expect is not None and digest != expect:
+            raise DigestInvalid(f"the manifest hashes to {digest}, not to {expect}")
+        with translated():
+            depth = await self._check_references(name, manifest)
+            stored = StoredManifest(content, media_type, digest)
+            if manifest.subject is not None:
+                await self._referrers.add(name, manifest.subject.digest, _referrer(stored, manifest))
+            await self._enter_catalog(name)
+            record = _ManifestRecord(stored, depth)
+            await self.backend.write(layout.manifest_key(name, digest), record.to_bytes())
+            for tag in dict.fromkeys(tags):
+                await self.backend.write(layout.tag_key(name, tag), _tag_record(digest))
+        return stored.descriptor
+
+    async def delete_manifest(self, name: RepositoryName, reference: Tag | Digest) -> None:
+        with translated():
+            try:
+                if isinstance(reference, Tag):
+                    await self.backend.stat(layout.tag_key(name, reference))
+                    await self.backend.delete(layout.tag_key(name, reference))
+                else:
+                    await self._delete_manifest_by_digest(name, reference)
+            except ObjectMissing as error:
+                if not await self._exists(layout.catalog_key(name)):
+                    raise _name_unknown(name) from error
+                raise ManifestUnknown(f"no manifest {reference} in {name}") from error
+
+    # Lists
+
+    async def repositories(self, *, after: str = "") -> AsyncIterator[RepositoryName]:
+        with translated():
+            async for info in self.backend.list(layout.CATALOG, after=layout.catalog_after(after)):
+                yield layout.name_in_catalog(info.key)
+
+    async def tags(self, name: RepositoryName, *, after: str = "") -> AsyncIterator[Tag]:
+        prefix = layout.tags_prefix(name)
+        with translated():
+            if not await self._exists(layout.catalog_key(name)):
+                raise _name_unknown(name)
+            async for info in self.backend.list(prefix, after=prefix + after if after else ""):
+                yield Tag(info.key.removeprefix(prefix))
+
+    async def referrers(
+        self, name: RepositoryName, subject: Digest, *, artifact_type: str | None = None
+    ) -> AsyncIterator[Descriptor]:
+        seen: set[Digest] = set()
+        with translated():
+            async for referrer in self._referrers.entries(name, subject):
+                seen.add(referrer.digest)
+                if artifact_type in (None, referrer.artifact_type) and await self._exists(
+                    layout.manifest_key(name, referrer.digest)
+                ):
+                    yield referrer
+            async for referrer in self._fallback_referrers(name, subject):
+                if referrer.digest not in seen and artifact_type in (None, referrer.artifact_type):
+                    seen.add(referrer.digest)
+                    yield referrer
+
+    # Inside
+
+    async def _exists(self, key: str) -> bool:
+        try:
+            await self.backend.stat(key)
+        except ObjectMissing:
+            return False
+        return True
+
+    async def _find_blob(self, name: RepositoryName, digest: Digest) -> ObjectInfo | None:
+        try:
+            await self.backend.stat(layout.link_key(name, digest))
+            return await self.backend.stat(layout.blob_key(digest))
+        except ObjectMissing:
+            return None
+
+    async def _find_blob_anywhere(self, digest: Digest) -> ObjectInfo | None:
+        looked_at = 0
+        async for name in self.repositories():
+            if (info := await self._find_blob(name, digest)) is not None:
+                return info
+            looked_at += 1
+            if looked_at == _MOUNT_SOURCES_MAX:
+                break
+        return None
+
+    async def _enter_catalog(self, name: RepositoryName) -> None:
+        key = layout.catalog_key(name)
+        if not await self._exists(key):
+            await self.backend.write(key, b"")
+
+    async def _check_references(self, name: RepositoryName, manifest: Manifest | Index) -> int:
+        """Refuse a manifest that lists what is not here; the depth of its tree."""
+        depth = 0
+        for where, reference in manifest.references():
+            if isinstance(manifest, Index):
+                child = await self._find_child(name, reference)
+                size = None if child is None else child[0]
+                depth = max(depth, 1 + (0 if child is None else child[1]))
+            else:
+                info = await self._find_blob(name, reference.digest)
+                size = None if info is None else info.size
+            if size is None and not self._allow_sparse:
+                raise ManifestBlobUnknown(
+                    f"{where} names {reference.digest}, which {name} does not hold; push it first",
+                    detail={"digest": reference.digest},
+                )
+            if size is not None and size != reference.size:
+                raise ManifestInvalid(
+                    f"{where} gives {reference.digest} a size of {reference.size} bytes; it has {size}",
+                    detail={"digest": reference.digest},
+                )
+        if depth > INDEX_DEPTH_MAX:
+            raise ManifestInvalid(f"indexes nested {depth} deep; at most {INDEX_DEPTH_MAX} are allowed")
+        return depth
+
+    async def _find_child(self, name: RepositoryName, child: Descriptor) -> tuple[int, int] | None:
+        """Size and depth of what an index lists.
+
+        Some clients (BuildKit's cache) list blobs in an index: they are accepted where a blob is what the type says.
+        """
+        key = layout.manifest_key(name, child.digest)
+        try:
+            record = await self._manifests.get(key)
+        except ObjectMissing:
+            if child.media_type in MANIFEST_TYPES:
+                return None
+            info = await self._find_blob(name, child.digest)
+            return None if info is None else (info.size, 0)
+        depth = record.depth if is_index_type(record.manifest.media_type) else 0
+        return len(record.manifest.content), depth
+
+    async def _delete_manifest_by_digest(self, name: RepositoryName, digest: Digest) -> None:
+        key = layout.manifest_key(name, digest)
+        record, version = await self._manifests.get_versioned(key)
+        prefix = layout.tags_prefix(name)
+        tags = [info.key async for info in self.backend.list(prefix)]
+        for tag in tags:
+            try:
+                target, tag_version = await self._tags.get_versioned(tag)
+                if target == digest:
+                    await self.backend.delete(tag, expect=tag_version)
+            except (ObjectMissing, PreconditionFailed):
+                continue  # moved or removed meanwhile: no longer ours to remove
+        try:
+            await self.backend.delete(key, expect=version)
+        except PreconditionFailed:
+            return  # pushed again while it was being deleted: the push came last, the manifest stays
+        manifest = parse_manifest(record.manifest.content, record.manifest.media_type)
+        if manifest.subject is not None:
+            await self._referrers.remove(name, manifest.subject.digest, digest)
+
+    async def _fallback_referrers(self, name: RepositoryName, subject: Digest) -> AsyncIterator[Descriptor]:
+        """Manifests listed by the index that clients keep under the fallback tag."""
+        try:
+            listed = await self.get_manifest(name, fallback_tag(subject))
+        except (ManifestUnknown, NameUnknown):
+            return
+        index = parse_manifest(listed.content, listed.media_type)
+        if not isinstance(index, Index):
+            return
+        for descriptor in index.manifests:
+            try:
+                stored = await self.get_manifest(name, descriptor.digest)
+            except ManifestUnknown:
+                continue
+            manifest = parse_manifest(stored.content, stored.media_type)
+            if manifest.subject is not None and manifest.subject.digest == subject:
+                yield _referrer(stored, manifest)
+
+
+def _tag_record(target: Digest) -> bytes:
+    return json.dumps({"digest": target, "nonce": secrets.token_hex(8)}).encode()
+
+
+def _tag_target(record: bytes) -> Digest:
+    return Digest(json.loads(record)["digest"])
+
+
+def _referrer(stored: StoredManifest, manifest: Manifest | Index) -> Descriptor:
+    """As the referrers list shows it: distribution-spec 1.1.1, "Listing Referrers"."""
+    return Descriptor(
+        media_type=stored.media_type,
+        digest=stored.digest,
+        size=len(stored.content),
+        artifact_type=manifest.referrer_artifact_type,
+        annotations=manifest.annotations,
+    )
+
+
+def _blob_unknown(name: RepositoryName, digest: Digest) -> BlobUnknown:
+    return BlobUnknown(f"no blob {digest} in {name}", detail={"digest": digest})
+
+
+def _name_unknown(name: RepositoryName) -> NameUnknown:
+    return NameUnknown(f"no repository {name} here", detail={"name": name})

@@ -1,0 +1,179 @@
+"""What surrounds every handler: finding the route, errors as JSON, the request's id, its log line and its metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Mapping
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
+
+from kitspec.errors import (
+    NameUnknown,
+    OciError,
+    RangeInvalid,
+    ServerError,
+    TooManyRequests,
+    Unavailable,
+    Unsupported,
+    UploadOutOfOrder,
+)
+from kitspec.http_fields import format_upload_range
+from registry.answer_memo import Answer, AnswerMemo
+from registry.api.call import Call, Services
+from registry.connection import Connection
+from registry.hosted import Versions
+from registry.logs import log_event, request_id
+from registry.routes import LABELS, Access, Handler, Target, methods_of, route_of, target_of
+from registry.storage_errors import translated
+
+logger = logging.getLogger("registry.http")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_OWN_HEADERS = {"Server": "modelkit-registry", "Docker-Distribution-Api-Version": "registry/2.0"}
+
+
+class Request(web.BaseRequest):
+    """A request whose answer gets the headers that every answer has, whoever makes it."""
+
+    answer_headers: Mapping[str, str]
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        response.headers.update(self.answer_headers)
+
+
+class Dispatch:
+    """Answers requests. One for each worker."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self.memo = AnswerMemo(services.registry.backend)
+        config = services.config
+        self._prefix = config.http.prefix.rstrip("/")
+        self._headers = _OWN_HEADERS | {
+            name: ", ".join(values) for name, values in config.http.headers.items()
+        }
+        self._is_logged = not config.log.accesslog.disabled and logger.isEnabledFor(logging.INFO)
+        self._is_read_only = config.storage.maintenance.readonly.enabled
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert isinstance(request, Request)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        offered = request.headers.get("X-Request-Id", "")
+        identity = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(8)
+        request_id.set(identity)
+        request.answer_headers = self._headers | {"X-Request-Id": identity}
+        target = self._target(request)
+        label = LABELS[target.endpoint] if target is not None else "other"
+        metrics = self._services.metrics
+        metrics.request_started(label)
+        status = 499  # nginx's word for a client that left; also for what a drain cuts off
+        try:
+            response = await self._answer(request, target)
+            status = response.status
+        finally:
+            seconds = loop.time() - started
+            received, sent = request.content.total_bytes, request.writer.output_size
+            metrics.request_finished(
+                label, request.method, status, seconds=seconds, received=received, sent=sent
+            )
+            if self._is_logged:
+                log_event(
+                    logger,
+                    logging.INFO,
+                    "request",
+                    method=request.method,
+                    path=request.rel_url.raw_path,
+                    handler=label,
+                    status=status,
+                    seconds=round(seconds, 6),
+                    received=received,
+                    sent=sent,
+                    peer=request.remote,
+                    user_agent=request.headers.get("User-Agent", ""),
+                )
+        return response
+
+    async def _answer(self, request: Request, target: Target | None) -> web.StreamResponse:
+        try:
+            with translated():
+                call, handler = self._find(request, target)
+                response = await handler(call)
+        except OciError as error:
+            call, response = None, error_response(request, error)
+        except (ConnectionError, RequestPayloadError):
+            # The client is gone or sent what cannot be read; what arrived of an upload is kept.
+            raise
+        except Exception:
+            logger.exception("an unexpected error; the client saw only the request's id")
+            failure = ServerError(f"an internal error; the log has it under {request_id.get()}")
+            call, response = None, error_response(request, failure)
+        if not response.prepared:
+            # Here, so that the memo sees the headers, and the counters the bytes, as they are sent.
+            await response.prepare(request)
+            if call is not None and call.versions and isinstance(response, web.Response):
+                self._remember(request, response, call.versions)
+            await response.write_eof()
+        return response
+
+    def _remember(self, request: Request, response: web.Response, versions: Versions) -> None:
+        protocol = request.protocol
+        if request.method == "GET" and isinstance(protocol, Connection) and protocol.memorable is not None:
+            self.memo.keep(protocol.memorable, response, versions)
+
+    def count_kept_answer(self, answer: Answer, identity: str, request: bytes, peer: object) -> None:
+        """Count and log an answer that the connection gave by itself."""
+        metrics = self._services.metrics
+        metrics.request_started("manifest")
+        metrics.request_finished("manifest", "GET", 200, seconds=0.0, received=0, sent=answer.size)
+        if self._is_logged:
+            token = request_id.set(identity)
+            log_event(
+                logger,
+                logging.INFO,
+                "request",
+                method="GET",
+                path=request[4 : request.index(b" ", 4)].decode("latin-1"),
+                handler="manifest",
+                status=200,
+                sent=answer.size,
+                peer=str(peer[0]) if isinstance(peer, tuple) else "",
+            )
+            request_id.reset(token)
+
+    def _target(self, request: Request) -> Target | None:
+        path = request.rel_url.raw_path
+        return target_of(path.removeprefix(self._prefix)) if path.startswith(self._prefix) else None
+
+    def _find(self, request: Request, target: Target | None) -> tuple[Call, Handler]:
+        if target is None:
+            raise NameUnknown("nothing is here; the registry's endpoints begin with /v2/")
+        route = route_of(target.endpoint, request.method)
+        if route is None:
+            allowed = methods_of(target.endpoint)
+            raise Unsupported(f"{request.method[:20]!a} is not supported here; {allowed} are", detail=allowed)
+        if self._is_read_only and route.access in (Access.PUSH, Access.DELETE):
+            raise Unsupported("the registry is in read-only mode (storage.maintenance.readonly)")
+        return Call(request, self._services, target.name, target.argument), route.handler
+
+
+def error_response(request: web.BaseRequest, error: OciError) -> web.StreamResponse:
+    """The specification's JSON, with the headers that go with some errors."""
+    headers = {"Content-Type": "application/json"}
+    match error:
+        case UploadOutOfOrder():
+            headers["Range"] = format_upload_range(error.offset)
+            headers["Location"] = request.rel_url.raw_path
+        case RangeInvalid():
+            headers["Content-Range"] = f"bytes */{error.size}"
+        case Unsupported(detail=str(allowed)):
+            headers["Allow"] = allowed
+        case TooManyRequests() | Unavailable():
+            headers["Retry-After"] = "5"
+        case _:
+            pass
+    return web.Response(status=error.status, body=error.to_json(), headers=headers)

@@ -1,0 +1,63 @@
+"""Which manifests refer to a subject.
+
+An entry is written before its manifest and removed after it, so a manifest never lacks its entry; an entry without a
+manifest, left by a crash, is passed over. Manifests pushed by clients that keep the fallback tag
+(distribution-spec 1.1.1, "Referrers Tag Schema") are merged in.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from kitspec.descriptor import Descriptor
+from kitspec.digest import Digest
+from kitspec.names import RepositoryName, Tag
+from registry import layout
+from storage_backends.interface import ObjectMissing, StorageBackend
+
+# A referrer's annotations come whole from its manifest, which is at most 4 MiB.
+_ENTRY_SIZE_MAX = 5 * 1024 * 1024
+
+_NOT_IN_A_TAG = re.compile(r"[^a-zA-Z0-9._-]", re.ASCII)
+
+
+def fallback_tag(subject: Digest) -> Tag:
+    """The tag under which a client lists the referrers of `subject` where the registry cannot."""
+    return Tag(f"{subject.algorithm[:32]}-{_NOT_IN_A_TAG.sub('-', subject.encoded[:64])}")
+
+
+class ReferrerIndex:
+    def __init__(self, backend: StorageBackend) -> None:
+        self._backend = backend
+
+    async def add(self, name: RepositoryName, subject: Digest, referrer: Descriptor) -> None:
+        key = layout.referrer_key(name, subject, referrer.digest)
+        await self._backend.write(key, json.dumps(referrer.to_json()).encode())
+
+    async def remove(self, name: RepositoryName, subject: Digest, referrer: Digest) -> None:
+        await self._backend.delete(layout.referrer_key(name, subject, referrer))
+
+    async def entries(self, name: RepositoryName, subject: Digest) -> AsyncIterator[Descriptor]:
+        """In the order of their digests; their manifests may be missing."""
+        async for info in self._backend.list(layout.referrers_prefix(name, subject)):
+            try:
+                content, _ = await self._backend.read(info.key, size_max=_ENTRY_SIZE_MAX)
+            except ObjectMissing:
+                continue
+            yield _descriptor(json.loads(content))
+
+
+def _descriptor(document: dict[str, Any]) -> Descriptor:
+    """What `add` wrote."""
+    return Descriptor(
+        media_type=document["mediaType"],
+        digest=Digest(document["digest"]),
+        size=document["size"],
+        annotations=document.get("annotations", {}),
+        artifact_type=document.get("artifactType"),
+        data=base64.b64decode(document["data"]) if "data" in document else None,
+    )

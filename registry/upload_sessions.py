@@ -1,0 +1,278 @@
+"""Uploads: hash while receiving, know the offset, end as a blob or as nothing.
+
+    begin ──► OPEN ──append──► OPEN ──commit(right digest)──► a blob
+                │                └────commit(wrong digest)──► gone
+                └──cancel, or no append for `age_s`─────────► gone
+
+What a session knows (its repository, the state of its hash) is kept by the backend beside the bytes, as the upload's
+note, so any worker can go on where another stopped. sha256 is hashed in the pass that stores the bytes; another
+algorithm is too when the session knew of it before the first byte, else the bytes are read once more at the end.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from typing import Self
+
+from kitspec.digest import Digest
+from kitspec.errors import BlobTooLarge, BlobUploadUnknown, DigestInvalid, TooManyRequests, UploadOutOfOrder
+from kitspec.names import RepositoryName
+from registry import hash_state, layout
+from registry.storage_errors import translated
+from storage_backends.interface import ObjectInfo, StorageBackend, Upload, UploadBusy, UploadMissing
+
+_MARK_LENGTH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """What is kept beside an upload's bytes."""
+
+    repository: str
+    algorithm: str
+    state: bytes
+    """Of the hash over all bytes so far; empty where it cannot be kept."""
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(
+            {
+                "repository": self.repository,
+                "algorithm": self.algorithm,
+                "state": base64.b64encode(self.state).decode(),
+            }
+        ).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        document = json.loads(content)
+        return cls(document["repository"], document["algorithm"], base64.b64decode(document["state"]))
+
+
+class UploadSession:
+    """One upload of one repository, as this request sees it."""
+
+    def __init__(self, upload: Upload, note: _Note, *, size_max: int | None) -> None:
+        self._upload = upload
+        self._algorithm = note.algorithm
+        self._repository = note.repository
+        self._size_max = size_max
+        if upload.offset == 0:
+            self._hasher: hash_state.Hasher | None = hash_state.begin(note.algorithm)
+        else:
+            self._hasher = hash_state.take_up(note.state) if note.state else None
+
+    @property
+    def id(self) -> str:
+        return self._upload.id
+
+    @property
+    def location(self) -> str:
+        return self._upload.id
+
+    @property
+    def offset(self) -> int:
+        return self._upload.offset
+
+    async def append(
+        self,
+        chunks: AsyncIterable[bytes],
+        *,
+        at: int | None = None,
+        size: int | None = None,
+        closing: Digest | None = None,
+    ) -> int:
+        """Add bytes at the end; the new offset. What arrived before `chunks` failed is kept.
+
+        Args:
+            at: the offset the client believes in.
+            size: bytes to come, if known.
+            closing: these bytes are the last, and this digest is what they should make.
+
+        Raises:
+            UploadOutOfOrder: `at` is not the offset, or another request is appending.
+            BlobUploadUnknown: the upload has ended.
+            BlobTooLarge: more than the registry allows; the upload stays as it was or as far as it had come.
+        """
+        if at is not None and at != self.offset:
+            raise UploadOutOfOrder(
+                f"the chunk begins at {at}, the upload holds {self.offset} bytes", offset=self.offset
+            )
+        if self._size_max is not None:
+            if size is not None and self.offset + size > self._size_max:
+                raise BlobTooLarge(
+                    f"a blob of {self.offset + size} bytes; at most {self._size_max} are allowed"
+                )
+            chunks = _bounded(chunks, self._size_max - self.offset, self._size_max)
+        if closing is not None and self.offset == 0 and closing.algorithm != self._algorithm:
+            self._algorithm = closing.algorithm
+            self._hasher = hash_state.begin(closing.algorithm)
+        hasher = self._hasher
+        try:
+            with translated():
+                return await self._upload.append(
+                    chunks,
+                    observe=hasher.update if hasher is not None else _ignore,
+                    note=self._note,
+                    size=size,
+                    last=closing is not None,
+                )
+        except UploadBusy as error:
+            raise UploadOutOfOrder("another request is writing to this upload", offset=self.offset) from error
+        except UploadMissing as error:
+            raise _unknown(self.id) from error
+
+    async def commit(self, digest: Digest) -> ObjectInfo:
+        """Check the digest and publish the bytes under it.
+
+        Raises:
+            DigestInvalid: the bytes hash to something else; the upload is gone.
+            BlobUploadUnknown: the upload has ended.
+        """
+        try:
+            with translated():
+                if await self._hash(digest.algorithm) != digest.encoded:
+                    await self._upload.abort()
+                    raise DigestInvalid(
+                        f"the {self.offset} bytes received do not hash to {digest}; the upload is discarded"
+                    )
+                return await self._upload.commit(layout.blob_key(digest))
+        except UploadBusy as error:
+            raise UploadOutOfOrder("another request is writing to this upload", offset=self.offset) from error
+        except UploadMissing as error:
+            raise _unknown(self.id) from error
+
+    async def cancel(self) -> None:
+        """Forget the upload and its bytes.
+
+        Raises:
+            UploadOutOfOrder: another request is appending; the upload goes on.
+        """
+        try:
+            with translated():
+                await self._upload.abort()
+        except UploadBusy as error:
+            raise UploadOutOfOrder("another request is writing to this upload", offset=self.offset) from error
+
+    async def _hash(self, algorithm: str) -> str:
+        if self._hasher is not None and self._algorithm == algorithm:
+            return self._hasher.hexdigest()
+        hasher = hash_state.begin(algorithm)
+        async for piece in self._upload.replay():
+            # Rare (sha512 after unannounced chunks): a piece is small enough to be hashed here.
+            hasher.update(piece)
+        return hasher.hexdigest()
+
+    def _note(self) -> bytes:
+        kept = self._hasher.keep() if isinstance(self._hasher, hash_state.KeepableSha256) else b""
+        return _Note(self._repository, self._algorithm, kept).to_bytes()
+
+
+class UploadSessions:
+    """The uploads of all repositories.
+
+    Args:
+        count_max: uploads that may be open at once; one more is refused with 429.
+        per_repository_max: the same for one repository.
+        size_max: bytes of a blob, or None for no limit.
+    """
+
+    def __init__(
+        self,
+        backend: StorageBackend,
+        *,
+        count_max: int,
+        per_repository_max: int,
+        size_max: int | None,
+    ) -> None:
+        self._backend = backend
+        self._count_max = count_max
+        self._per_repository_max = per_repository_max
+        self._size_max = size_max
+        # Uploads by the part of their id that stands for the repository: those of the last count, and those begun since.
+        self._open: Counter[str] = Counter()
+
+    async def begin(self, name: RepositoryName, *, algorithm: str = "sha256") -> UploadSession:
+        """A new upload.
+
+        Raises:
+            TooManyRequests: too many are open.
+        """
+        mark = _mark_of(name)
+        note = _Note(name, algorithm, b"")
+        with translated():
+            if self._is_full(mark):
+                self._open = Counter([upload.id[:_MARK_LENGTH] async for upload in self._backend.uploads()])
+            if self._is_full(mark):
+                raise TooManyRequests(
+                    f"{self._open[mark]} uploads are open in {name} and {self._open.total()} in all; "
+                    f"{self._per_repository_max} and {self._count_max} are allowed: "
+                    "finish or cancel some, or try again later"
+                )
+            upload_id = mark + secrets.token_hex(16)
+            upload = await self._backend.begin_upload(upload_id, note=note.to_bytes())
+            self._open[mark] += 1
+        return UploadSession(upload, note, size_max=self._size_max)
+
+    def _is_full(self, mark: str) -> bool:
+        return self._open[mark] >= self._per_repository_max or self._open.total() >= self._count_max
+
+    async def resume(self, name: RepositoryName, upload_id: str) -> UploadSession:
+        """An upload of this repository, whichever worker began it.
+
+        Raises:
+            BlobUploadUnknown: it ended, expired, never was, or is another repository's.
+        """
+        try:
+            with translated():
+                upload = await self._backend.resume_upload(upload_id)
+        except (UploadMissing, ValueError) as error:
+            raise _unknown(upload_id) from error
+        note = _Note.from_bytes(upload.note)
+        if note.repository != name:
+            raise _unknown(upload_id)
+        return UploadSession(upload, note, size_max=self._size_max)
+
+    async def expire(self, *, now: float, age_s: float, dry_run: bool = False) -> list[str]:
+        """End the uploads that nobody has added to for `age_s` seconds; their ids.
+
+        Args:
+            now: seconds since the epoch, by the store's clock.
+        """
+        stale = [upload.id async for upload in self._backend.uploads() if upload.modified < now - age_s]
+        expired: list[str] = []
+        for upload_id in stale:
+            try:
+                if not dry_run:
+                    await (await self._backend.resume_upload(upload_id)).abort()
+            except (UploadMissing, UploadBusy):
+                continue
+            expired.append(upload_id)
+        return expired
+
+
+def _mark_of(name: RepositoryName) -> str:
+    """Stands for the repository at the head of its uploads' ids, so that they can be counted by their ids alone."""
+    return Digest.of(name.encode()).encoded[:_MARK_LENGTH]
+
+
+def _unknown(upload_id: str) -> BlobUploadUnknown:
+    return BlobUploadUnknown(
+        f"no upload {upload_id[:64]!a} in this repository: it ended, expired or never was"
+    )
+
+
+def _ignore(_: bytes, /) -> None:
+    """No hash is kept in this pass."""
+
+
+async def _bounded(chunks: AsyncIterable[bytes], rest: int, size_max: int) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        rest -= len(chunk)
+        if rest < 0:
+            raise BlobTooLarge(f"the blob is larger than the {size_max} bytes that are allowed")
+        yield chunk
