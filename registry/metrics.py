@@ -9,6 +9,7 @@ stays counted; only its gauges go. Every label has a closed set of values: no cl
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import threading
@@ -22,20 +23,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from registry.config import Limits
+
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
+# Distribution's names, where it has one.
 HANDLERS: Final = frozenset(
-    {
-        "base",
-        "blob",
-        "blob_upload",
-        "blob_upload_chunk",
-        "catalog",
-        "manifest",
-        "referrers",
-        "tags",
-    }  # Distribution's
-    | {"extension", "health", "metrics"}
+    {"base", "blob", "blob_upload", "blob_upload_chunk", "catalog", "manifest", "tags"}
+    | {"livez", "metrics", "none", "readyz", "referrers", "startupz"}
 )
 METHODS: Final = frozenset({"delete", "get", "head", "options", "patch", "post", "put"})
 ACTIONS: Final = frozenset(
@@ -146,7 +141,11 @@ class Metrics:
     """The numbers of this process. Count from one thread, the event loop's; `render` may be called from any."""
 
     def __init__(self) -> None:
-        self._values: dict[Series, float] = {("modelreg_workers", ()): 1.0}
+        version = importlib.metadata.version("modelkit-registry")
+        self._values: dict[Series, float] = {
+            ("modelreg_workers", ()): 1.0,
+            ("modelreg_info", (version,)): 1.0,
+        }
         self._histograms: dict[Series, list[float]] = {}
         self._requests: dict[tuple[str, str, int], tuple[list[float], list[float], list[float]]] = {}
         self._in_flight: dict[str, int] = {}
@@ -162,7 +161,7 @@ class Metrics:
         """Count an answered request, one for each `request_started`.
 
         Args:
-            handler: one of HANDLERS; anything else counts as "other".
+            handler: one of HANDLERS, `-` and `_` being the same; anything else counts as "other".
             received, sent: bytes of the bodies.
         """
         self._in_flight[handler] = self._in_flight.get(handler, 1) - 1
@@ -204,15 +203,14 @@ class Metrics:
     def connection_timed_out(self, phase: str) -> None:
         self._count(
             "modelreg_connections_timed_out_total",
-            (_known(phase, {"header", "body", "response", "keepalive"}),),
+            (_known(phase, {"header", "body", "response"}),),
             1,
         )
 
-    def show_limits(self, limits: Mapping[str, float], *, version: str) -> None:
-        """Make the limits in force and the version visible."""
-        for name, value in limits.items():
-            self._values["modelreg_limit", (name,)] = value
-        self._values["modelreg_info", (version,)] = 1.0
+    def show_limits(self, limits: Limits) -> None:
+        for name, value in limits:
+            if isinstance(value, int | float):
+                self._values["modelreg_limit", (name,)] = value
 
     def share(self, folder: Path, worker: int) -> None:
         """From now on answer for all workers that share `folder`, and let them answer for this one."""
@@ -243,14 +241,17 @@ class Metrics:
     def _request_series(
         self, handler: str, method: str, status: int
     ) -> tuple[list[float], list[float], list[float]]:
-        code = str(status) if 100 <= status <= 599 else _OTHER
-        labels = (_known(handler, HANDLERS), _known(method.lower(), METHODS), code)
+        labels = (
+            _known(handler.replace("-", "_"), HANDLERS),
+            _known(method.lower(), METHODS),
+            str(status) if 100 <= status <= 599 else _OTHER,
+        )
         series = (
             self._histogram("registry_http_request_duration_seconds", labels),
             self._histogram("registry_http_request_size_bytes", labels),
             self._histogram("registry_http_response_size_bytes", labels),
         )
-        if labels == (handler, method.lower(), str(status)):  # what a client invents is not remembered
+        if _OTHER not in labels:  # what a client invents is not remembered
             self._requests[handler, method, status] = series
         return series
 
@@ -273,7 +274,7 @@ class Metrics:
         histograms = {series: list(numbers) for series, numbers in list(self._histograms.items())}
         values = dict(self._values)
         for handler, count in list(self._in_flight.items()):
-            series = ("registry_http_in_flight_requests", (_known(handler, HANDLERS),))
+            series = ("registry_http_in_flight_requests", (_known(handler.replace("-", "_"), HANDLERS),))
             values[series] = values.get(series, 0.0) + count
         for (name, labels), numbers in histograms.items():
             if name == "registry_http_request_duration_seconds":

@@ -26,18 +26,22 @@ import gc
 import logging
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 from registry.config import Config
 from registry.logs import configure_logging, log_event
+from registry.metrics import fold_ended, process_metrics
 
 LOGGER = logging.getLogger(__name__)
 
@@ -166,6 +170,8 @@ def run_here(
         parent_gone: a descriptor that becomes readable when the parent has ended; None when there is no parent.
     """
     tune_allocator()
+    _allow_many_files()
+    process_metrics().show_limits(config.limits)
     try:
         asyncio.run(_run(config, listener, run_worker, on_ready, parent_gone))
     except Exception as error:  # noqa: BLE001 - the outermost frame: whatever it is, it is logged and ends the process
@@ -264,6 +270,7 @@ class Supervisor:
         self._stopping = False
         self._kill_at = float("inf")
         self._exit_status = 0
+        self._metrics_folder = Path(tempfile.mkdtemp(prefix="modelkit-registry-"))
         self._selector = selectors.DefaultSelector()
         self._alive_read, self._alive_write = os.pipe()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -276,6 +283,13 @@ class Supervisor:
         gc.freeze()  # what exists now is shared with the workers: a collection that wrote to it would copy every page
         for number in range(len(self._listeners)):
             self._start(number)
+        try:
+            self._supervise()
+        finally:
+            shutil.rmtree(self._metrics_folder, ignore_errors=True)
+        return self._exit_status
+
+    def _supervise(self) -> None:
         while self._workers or self._restarts:
             for key, _ in self._selector.select(self._seconds_to_next_deadline()):
                 if key.data is None:
@@ -284,7 +298,6 @@ class Supervisor:
                     self._note_ready(key.data)
             self._reap()
             self._meet_deadlines()
-        return self._exit_status
 
     def _catch_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
@@ -330,6 +343,7 @@ class Supervisor:
                 if other != number:
                     listener.close()
             configure_logging(self._config.log, worker=number)
+            process_metrics().share(self._metrics_folder, number)
 
             def ready() -> None:
                 os.write(status_pipe, b"r")
@@ -366,6 +380,7 @@ class Supervisor:
                 with contextlib.suppress(KeyError):
                     self._selector.unregister(worker.status_pipe)
                 os.close(worker.status_pipe)
+                fold_ended(self._metrics_folder, process)
                 self._note_end(worker, os.waitstatus_to_exitcode(wait_status))
 
     def _note_end(self, worker: _Worker, exit_code: int) -> None:
@@ -428,6 +443,18 @@ class Supervisor:
         self._restarts = [(when, number) for when, number in self._restarts if when > now]
         for number in due:
             self._start(number)
+
+
+def _allow_many_files() -> None:
+    """Each connection and each blob on its way is a file descriptor; the usual soft limit is 1024."""
+    try:
+        import resource
+    except ImportError:  # not Unix
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1 << 20 if hard == resource.RLIM_INFINITY else min(hard, 1 << 20)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def tune_allocator() -> bool:
