@@ -1,6 +1,6 @@
-"""Names of things in a registry: repositories, tags, and the tags that name a view.
+"""Names of things in a registry: repositories, tags, the tags that name a view, and references as people type them.
 
-Source: distribution-spec 1.1.1, "Pulling manifests"; the view grammar is ours (docs/extension.md).
+Source: distribution-spec 1.1.1, "Pulling manifests"; the view grammar is ours (docs/extension.md); references are kit's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from kitspec.errors import NameInvalid, TagInvalid
+from kitspec.digest import Digest
+from kitspec.errors import DigestInvalid, NameInvalid, ReferenceInvalid, TagInvalid
 
 # Linear: every alternative begins with a character that the one before cannot take.
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -93,3 +94,114 @@ def view_of(tag: Tag) -> ViewName | None:
         return None
     selectors = tuple(match["selectors"].split(".")) if match["selectors"] is not None else ()
     return ViewName(base=Tag(match["base"]), selectors=selectors, form=match["form"])
+
+
+LOCAL_REGISTRY = "localhost"
+"""The registry of a reference that names none: the local store."""
+# Where kit keeps what was packed without a name. No registry can hold it: it is outside the grammar.
+_UNNAMED = "_"
+_HOST = re.compile(
+    r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?",
+    re.ASCII,
+)
+_REFERENCE_LENGTH_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`[registry/]repository[:tag[,tag…]|@digest]`, as people type it.
+
+    Attributes:
+        registry: `host[:port]`, as written.
+        repository: None for what has no name: a bare digest in the local store.
+        tag: None when none was given; what that means depends on the command.
+        further_tags: behind the first, each after a comma.
+    """
+
+    registry: str
+    repository: RepositoryName | None
+    tag: Tag | None = None
+    digest: Digest | None = None
+    further_tags: tuple[Tag, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, *, default_registry: str = LOCAL_REGISTRY) -> Self:
+        """Read `text`.
+
+        The part before the first `/` is a registry only if it has a `.` or a `:`, or is `localhost`.
+        Of a tag and a digest together the digest counts. A digest alone is something without a name in the local store.
+
+        Raises:
+            ReferenceInvalid: the grammar does not allow it.
+        """
+        if not text or len(text) > _REFERENCE_LENGTH_MAX:
+            raise ReferenceInvalid(
+                f"a reference of {len(text)} characters; wanted [registry/]repository[:tag|@digest]"
+            )
+        try:
+            return cls._parse(text, default_registry)
+        except (NameInvalid, TagInvalid, DigestInvalid) as error:
+            raise ReferenceInvalid(f"invalid reference {text!a}: {error.message}") from error
+
+    @classmethod
+    def _parse(cls, text: str, default_registry: str) -> Self:
+        if _is_digest(text):
+            return cls(LOCAL_REGISTRY, None, digest=Digest(text))
+        first, slash, rest = text.partition("/")
+        if slash and ("." in first or ":" in first or first == LOCAL_REGISTRY):
+            registry, path = _check_host(first), rest
+        else:
+            registry, path = default_registry, text
+        path, at, digest_text = path.partition("@")
+        name, colon, tag_text = path.partition(":")
+        digest = Digest(digest_text) if at else None
+        tags = tuple(Tag(tag) for tag in tag_text.split(",")) if colon else ()
+        if at and len(tags) > 1:
+            raise ReferenceInvalid(f"invalid reference {text!a}: a digest and several tags")
+        repository = None if name == _UNNAMED and registry == LOCAL_REGISTRY else _check_repository(name)
+        if digest is not None or not tags:
+            return cls(registry, repository, digest=digest)
+        return cls(registry, repository, tag=tags[0], further_tags=tags[1:])
+
+    @property
+    def display(self) -> str:
+        """For people: without the registry and the repository that nobody typed."""
+        if self.repository is None:
+            return self.digest if self.digest is not None else ""
+        return str(self).removeprefix(f"{LOCAL_REGISTRY}/")
+
+    def __str__(self) -> str:
+        """Parses back to the same."""
+        name = f"{self.registry}/{self.repository if self.repository is not None else _UNNAMED}"
+        if self.digest is not None:
+            return f"{name}@{self.digest}"
+        if self.tag is not None:
+            return f"{name}:{','.join((self.tag, *self.further_tags))}"
+        return name
+
+
+def _is_digest(text: str) -> bool:
+    try:
+        Digest(text)
+    except DigestInvalid:
+        return False
+    return True
+
+
+def _check_host(text: str) -> str:
+    match = _HOST.fullmatch(text)
+    host = text if match is None or match["port"] is None else text[: match.start("port") - 1]
+    labels_are_whole = text.startswith("[") or all(
+        label and not label.startswith("-") and not label.endswith("-") for label in host.split(".")
+    )
+    if match is None or not labels_are_whole or int(match["port"] or 0) > 65535:
+        raise ReferenceInvalid(f"not a registry: {text[:160]!a}; wanted host or host:port")
+    return text
+
+
+def _check_repository(text: str) -> RepositoryName:
+    if text != text.lower():
+        raise ReferenceInvalid(f"repository ({text[:160]!a}) name must be lowercase")
+    if text and not (text[0].isalnum() and text[-1].isalnum()):
+        raise ReferenceInvalid(f"repository ({text[:160]!a}) name must start and end with a letter or number")
+    return RepositoryName(text)
