@@ -69,8 +69,8 @@ class LocalBackend:
         await self.probe()
 
     async def close(self) -> None:
-        await self._appenders.close()
-        await self._threads.close()
+        self._appenders.close()
+        self._threads.close()
 
     async def probe(self) -> None:
         with translated("the storage folder"):
@@ -210,10 +210,11 @@ def _opened_object(key: str, path: str) -> Iterator[tuple[BinaryIO, os.stat_resu
         descriptor = os.open(path, _READ_FLAGS)
     except OSError as error:
         raise _not_read(key, error) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ObjectMissing(f"no object {key}")
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ObjectMissing(f"no object {key}")
         yield file, status
 
 

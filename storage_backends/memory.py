@@ -58,7 +58,7 @@ class MemoryBackend:
         pass
 
     async def close(self) -> None:
-        await self._threads.close()
+        self._threads.close()
 
     async def probe(self) -> None:
         pass
@@ -191,8 +191,9 @@ class _MemoryUpload:
                 await self._backend._threads.run(observe, pieces[-1])
         finally:
             content.is_busy = False
-            content.note = note()
-            check_note(content.note)
+            kept = note()
+            check_note(kept)
+            content.note = kept
             content.pieces += pieces
             content.size += sum(map(len, pieces))
             content.generation += 1

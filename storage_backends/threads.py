@@ -24,13 +24,9 @@ class Threads:
         """Run `call` in a thread and wait for its end, also when cancelled: nothing goes on behind the caller's back."""
         return await uncancelled(self.submit(call, *args, **kwargs))
 
-    async def close(self) -> None:
-        """Wait for what runs, then end the threads."""
-        ending = ThreadPoolExecutor(1)
-        try:
-            await uncancelled(asyncio.wrap_future(ending.submit(self._executor.shutdown)))
-        finally:
-            ending.shutdown()  # its one thread is idle by now
+    def close(self) -> None:
+        """End the threads; what still runs, runs to its end."""
+        self._executor.shutdown(wait=False)
 
 
 async def uncancelled(future: asyncio.Future[T]) -> T:
