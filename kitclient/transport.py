@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import importlib.metadata
+import random
 import re
 import socket
 import ssl
@@ -23,14 +25,13 @@ from pathlib import Path
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
-from tenacity.wait import wait_random_exponential
 from yarl import URL
 
 from kitclient.auth import Authorizer, TokenAnswer
 from kitclient.credentials import CredentialSource, canonical_host
 from kitclient.errors import ClientError, RegistryUnreachable, ServerMisbehaved, TransportRefused
 from kitclient.origin import follow, is_local, is_same_origin
-from kitspec.errors import OciError, Unauthorized, error_from_response
+from kitspec.errors import OciError, RangeInvalid, Unauthorized, UploadOutOfOrder, error_from_response
 
 _REDIRECTS_MAX = 5
 _ERROR_BODY_MAX = 64 * 1024
@@ -40,7 +41,9 @@ _IDLE_TIMEOUT_S = 60.0
 # A presigned URL in a Location may be long.
 _FIELD_SIZE_MAX = 32 * 1024
 _READ_BUFFER_SIZE = 1024 * 1024
-_SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
+USER_AGENT = f"kitclient/{importlib.metadata.version('modelkit-registry')}"
+_UPLOAD_RANGE = re.compile(r"(?:bytes[= ])?0-(?P<end>-1|[0-9]{1,18})", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 Body = Callable[[], bytes | AsyncIterable[bytes]]
 """Makes the body anew for each try."""
@@ -91,10 +94,16 @@ class RetryPolicy:
         asked = error.retry_after_s if isinstance(error, Refusal) else None
         if asked is not None:
             return asked
-        longest = min(self.wait_max_s, self.wait_first_s * 2 ** (state.attempt_number - 1))
-        return float(wait_random_exponential(min=longest / 2, max=longest)(state))
+        return self.pause_s(state.attempt_number)
+
+    def pause_s(self, attempt: int) -> float:
+        """How long to wait after the `attempt`-th try, counted from 1."""
+        longest = min(self.wait_max_s, self.wait_first_s * 2 ** (attempt - 1))
+        # Jitter keeps many clients from coming back as one; it guards nothing.
+        return random.uniform(longest / 2, longest)  # noqa: S311
 
     def _may_help(self, error: BaseException) -> bool:
+        """Whether the next try may fare better."""
         if isinstance(error, Refusal):
             return error.is_transient and (error.retry_after_s or 0) <= self.retry_after_max_s
         return isinstance(error, RegistryUnreachable) and not isinstance(error, TransportRefused)
@@ -124,7 +133,7 @@ class _Request:
     scope: str
     headers: Mapping[str, str]
     body: Body | None
-    missing: type[OciError] | None
+    missing: tuple[type[OciError], ...]
     idle_s: float
 
 
@@ -188,7 +197,7 @@ class Transport:
         scope: str,
         headers: Mapping[str, str] | None = None,
         body: Body | None = None,
-        missing: type[OciError] | None = None,
+        missing: tuple[type[OciError], ...] = (),
         retry: bool = True,
         idle_s: float = _IDLE_TIMEOUT_S,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -196,7 +205,7 @@ class Transport:
 
         Args:
             scope: of the token that is needed, as the token specification writes it.
-            missing: the error that a 404 means, whatever its body says.
+            missing: the errors that a 404 can be; the first when its body says none of them.
             retry: whether the request is tried again after what may pass.
             idle_s: how long the server may be silent.
 
@@ -227,7 +236,7 @@ class Transport:
         try:
             yield answer
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._translate(error, url) from error
+            raise self.translate(error, url) from error
         finally:
             # A body that was read to its end gives the connection back; any other closes it.
             if answer.content.is_eof():
@@ -297,7 +306,7 @@ class Transport:
                 timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=request.idle_s),
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._translate(error, url) from error
+            raise self.translate(error, url) from error
 
     async def _ask_realm(
         self, method: str, url: URL, *, headers: Mapping[str, str], form: Mapping[str, str] | None
@@ -314,10 +323,10 @@ class Transport:
             ) as answer:
                 body = await read_bounded(answer, _TOKEN_BODY_MAX, what=f"the answer of {url.host}")
                 if answer.status in {408, 429} or answer.status >= 500:
-                    raise self._refusal(answer, body, None, is_ours=False)
+                    raise self._refusal(answer, body, (), is_ours=False)
                 return TokenAnswer(answer.status, body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._translate(error, url) from error
+            raise self.translate(error, url) from error
 
     async def _read_error(self, answer: aiohttp.ClientResponse) -> bytes:
         """What there is of an error's body; it only words the message."""
@@ -327,7 +336,12 @@ class Transport:
             return b""
 
     def _refusal(
-        self, answer: aiohttp.ClientResponse, content: bytes, missing: type[OciError] | None, *, is_ours: bool
+        self,
+        answer: aiohttp.ClientResponse,
+        content: bytes,
+        missing: tuple[type[OciError], ...],
+        *,
+        is_ours: bool,
     ) -> Refusal:
         path = answer.url.path
         otherwise = f"{answer.url.host} answered {answer.status} to {answer.method} {path}"
@@ -336,8 +350,10 @@ class Transport:
             error = Unauthorized(
                 f"{answer.url.host}, where {self.host} sent us, wants credentials; it gets none"
             )
-        if answer.status == 404 and missing is not None:
-            error = missing(error.message, detail=error.detail)
+        if answer.status == 404 and missing and not isinstance(error, missing):
+            error = missing[0](error.message, detail=error.detail)
+        elif answer.status == 416:
+            error = _range_error(answer, error)
         elif answer.status == 400 and b"HTTPS server" in content:
             error = OciError(f"{self.host} speaks https; leave --plain-http out")
         return Refusal(
@@ -359,7 +375,8 @@ class Transport:
         proxy = urllib.request.getproxies().get(url.scheme)
         return URL(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
 
-    def _translate(self, error: Exception, url: URL) -> ClientError:  # noqa: PLR0911 (a table)
+    def translate(self, error: Exception, url: URL) -> ClientError:  # noqa: PLR0911 (a table)
+        """What an error of the HTTP library means to a user."""
         host = url.authority if url.host != self.origin.host else self.host
         match error:
             case aiohttp.ClientConnectorCertificateError():
@@ -416,6 +433,27 @@ async def read_bounded(answer: aiohttp.ClientResponse, size_max: int, *, what: s
     return b"".join(pieces)
 
 
+def _range_error(answer: aiohttp.ClientResponse, error: OciError) -> OciError:
+    """What 416 means: for bytes to read where they end, for bytes to write where they go on."""
+    if answer.method in {"GET", "HEAD"}:
+        _, _, size = answer.headers.get("Content-Range", "").rpartition("*/")
+        return RangeInvalid(error.message, size=int(size) if _NUMBER.fullmatch(size) else 0)
+    offset = parse_upload_offset(answer.headers.get("Range", ""))
+    return UploadOutOfOrder(error.message, offset=offset or 0, detail=error.detail)
+
+
+def parse_upload_offset(field: str) -> int | None:
+    """Bytes that an upload holds, from the `Range` of an answer; None when it does not say.
+
+    `0-0` is what registries say of an empty upload and of one byte: it is taken for empty.
+    """
+    match = _UPLOAD_RANGE.fullmatch(field.strip())
+    if match is None:
+        return None
+    end = int(match["end"])
+    return 0 if end <= 0 else end + 1
+
+
 def _ssl_context(options: TlsOptions) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context()
@@ -435,7 +473,7 @@ def _retry_after(field: str | None) -> float | None:
     """Seconds, from either form of RFC 9110 section 10.2.3; None when it does not parse."""
     if field is None:
         return None
-    if _SECONDS.fullmatch(field.strip()):
+    if _NUMBER.fullmatch(field.strip()):
         return float(field)
     with contextlib.suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(field).timestamp() - time.time())
