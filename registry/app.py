@@ -10,14 +10,17 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from registry import hash_state
 from registry.api.call import Services
 from registry.config import Config, Uploadpurging
+from registry.connection import Connection
 from registry.health import Health
 from registry.hosted import HostedRegistry
 from registry.http_limits import Server
 from registry.logs import log_event
+from registry.metered_backend import MeteredBackend
 from registry.metrics import process_metrics
-from registry.middleware import Dispatch
+from registry.middleware import Dispatch, make_request
 from registry.upload_sessions import UploadSessions
 from storage_backends.interface import StorageBackend, StorageError
 from storage_backends.local import LocalBackend
@@ -37,7 +40,11 @@ def make_backend(config: Config) -> StorageBackend:
 @asynccontextmanager
 async def services_of(config: Config) -> AsyncIterator[Services]:
     """What handlers share, with the tasks that keep it well."""
-    backend = make_backend(config)
+    metrics = process_metrics()
+    metrics.show_limits(config.limits)
+    backend = MeteredBackend(make_backend(config), metrics, driver=config.storage.driver)
+    if not await asyncio.to_thread(hash_state.load):
+        log_event(logger, logging.WARNING, "hash.state.unavailable", effect="uploads in parts are read twice")
     await backend.start()
     try:
         limits, driver = config.limits, config.health.storagedriver
@@ -47,7 +54,12 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
             per_repository_max=limits.uploadsperrepository,
             size_max=limits.blobsize or None,
         )
-        registry = HostedRegistry(backend, sessions, allow_sparse=config.manifests.allowsparse)
+        registry = HostedRegistry(
+            backend,
+            sessions,
+            allow_sparse=config.manifests.allowsparse,
+            on_manifest_lookup=lambda hit: metrics.manifest_looked_up(hit=hit),
+        )
         health = Health(backend, interval_s=driver.interval, threshold=driver.threshold)
         tasks = []
         if driver.enabled:
@@ -56,7 +68,7 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
         if purging.enabled and not config.storage.maintenance.readonly.enabled:
             tasks.append(asyncio.create_task(_purge_uploads(sessions, purging), name="purge uploads"))
         try:
-            yield Services(config, registry, health, process_metrics())
+            yield Services(config, registry, health, metrics)
         finally:
             for task in tasks:
                 task.cancel()
@@ -74,11 +86,18 @@ async def run_worker(
         ready: called once, when connections are answered.
     """
     async with services_of(config) as services:
-        server = Server(Dispatch(services), config)
+        dispatch = Dispatch(services)
+        server = Server(
+            dispatch,
+            config,
+            services.metrics,
+            make_connection=lambda server, **arguments: Connection(server, dispatch, **arguments),
+            request_factory=make_request,
+        )
         acceptor = await asyncio.get_running_loop().create_server(
             server,
             sock=listener,
-            ssl=_tls(config),
+            ssl=await asyncio.to_thread(_tls, config),
             backlog=listener.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
         )
         services.health.is_started = True

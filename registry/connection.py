@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING
-
-from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from typing import TYPE_CHECKING, Any
 
 from registry.answer_memo import is_simple
+from registry.http_limits import LimitedConnection, Server
 
 if TYPE_CHECKING:
     from registry.middleware import Dispatch
 
 
-class Connection(RequestHandler):
+class Connection(LimitedConnection):
     """A connection of our server.
 
     A read is looked up in the memo only while aiohttp waits for a request and has no part of one: every read before was
@@ -29,9 +27,14 @@ class Connection(RequestHandler):
     __slots__ = ("_dispatch", "_is_simple", "memorable")
 
     def __init__(
-        self, server: web.Server, dispatch: Dispatch, *, loop: asyncio.AbstractEventLoop, **kwargs: object
+        self,
+        server: Server,
+        dispatch: Dispatch,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        **arguments: Any,  # noqa: ANN401 - aiohttp's
     ) -> None:
-        super().__init__(server, loop=loop, **kwargs)  # type: ignore[arg-type]
+        super().__init__(server, loop=loop, **arguments)
         self._dispatch = dispatch
         self._is_simple = True
         self.memorable: bytes | None = None
@@ -65,7 +68,8 @@ class Connection(RequestHandler):
         identity = secrets.token_hex(8)
         assert self.transport is not None
         self.transport.write(memo.render(answer, identity))
-        # aiohttp's keep-alive clock starts anew, as after an answer of its own.
+        # The clocks start anew, as after an answer of aiohttp's own.
+        self.head_since = None
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         self._dispatch.count_kept_answer(answer, identity, request, self.peername)
         return True

@@ -11,12 +11,13 @@ upload's bytes are read again instead (docs/adr/0008-hash-state.md).
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import functools
 import hashlib
 import struct
 from typing import Protocol
 
+# As the dynamic loader knows it, on Linux and macOS; Python's own hashlib is linked to it.
+_NAMES = ("libcrypto.so.3", "libcrypto.3.dylib", "libcrypto.so.1.1")
 _BLOCK_SIZE = 64
 # Version 1: eight words, bits received, bytes in the block, the block.
 _KEPT = struct.Struct(">B8IQB64s")
@@ -77,26 +78,35 @@ class KeepableSha256:
 
 @functools.cache
 def _libcrypto() -> ctypes.CDLL | None:
-    """libcrypto, if it hashes right, also after its state was kept and restored."""
-    found = ctypes.util.find_library("crypto")
-    if found is None:
-        return None
-    try:
-        crypto = ctypes.CDLL(found)
-        crypto.SHA256_Update.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
-        crypto.SHA256_Final.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
-        crypto.SHA256_Init.argtypes = (ctypes.c_void_p,)
-        for cut in (0, 1, 63, 64, 65, 200):
-            content = bytes(range(256))
-            first, second = KeepableSha256(crypto), KeepableSha256(crypto)
-            first.update(content[:cut])
-            second._restore(first.keep())
-            second.update(content[cut:])
-            if second.hexdigest() != hashlib.sha256(content).hexdigest():
-                return None
-    except (OSError, AttributeError):
-        return None
-    return crypto
+    for name in _NAMES:
+        try:
+            crypto = ctypes.CDLL(name)
+            crypto.SHA256_Init.argtypes = (ctypes.c_void_p,)
+            crypto.SHA256_Update.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
+            crypto.SHA256_Final.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+        except (OSError, AttributeError):
+            continue
+        if _hashes_right(crypto):
+            return crypto
+    return None
+
+
+def _hashes_right(crypto: ctypes.CDLL) -> bool:
+    """The self-test: as hashlib does, also after the state was kept and restored."""
+    content = bytes(range(256))
+    for cut in (0, 1, 63, 64, 65, 200):
+        first, second = KeepableSha256(crypto), KeepableSha256(crypto)
+        first.update(content[:cut])
+        second._restore(first.keep())
+        second.update(content[cut:])
+        if second.hexdigest() != hashlib.sha256(content).hexdigest():
+            return False
+    return True
+
+
+def load() -> bool:
+    """Load libcrypto and test it, once, before the event loop needs it; whether states can be kept."""
+    return _libcrypto() is not None
 
 
 def begin(algorithm: str) -> Hasher:

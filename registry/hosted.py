@@ -146,10 +146,16 @@ class HostedRegistry:
 
     Args:
         allow_sparse: accept manifests whose blobs or children are not here.
+        on_manifest_lookup: told of each look-up, whether memory had the manifest.
     """
 
     def __init__(
-        self, backend: StorageBackend, sessions: UploadSessions, *, allow_sparse: bool = False
+        self,
+        backend: StorageBackend,
+        sessions: UploadSessions,
+        *,
+        allow_sparse: bool = False,
+        on_manifest_lookup: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.backend = backend
         self.sessions = sessions
@@ -160,6 +166,7 @@ class HostedRegistry:
             _ManifestRecord.from_bytes,
             record_size_max=_MANIFEST_RECORD_SIZE_MAX,
             size_max=_MANIFEST_CACHE_SIZE_MAX,
+            on_lookup=on_manifest_lookup,
         )
         self._tags: RecordCache[Digest] = RecordCache(
             backend, _tag_target, record_size_max=_TAG_RECORD_SIZE_MAX, size_max=_TAG_CACHE_SIZE_MAX

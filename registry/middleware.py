@@ -8,8 +8,10 @@ import re
 import secrets
 from collections.abc import Mapping
 
-from aiohttp import web
-from aiohttp.web_protocol import RequestPayloadError
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from kitspec.errors import (
     NameUnknown,
@@ -39,10 +41,21 @@ _OWN_HEADERS = {"Server": "modelkit-registry", "Docker-Distribution-Api-Version"
 class Request(web.BaseRequest):
     """A request whose answer gets the headers that every answer has, whoever makes it."""
 
-    answer_headers: Mapping[str, str]
+    answer_headers: Mapping[str, str] = _OWN_HEADERS  # of one that never reached Dispatch, too
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         response.headers.update(self.answer_headers)
+
+
+def make_request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> Request:
+    """For aiohttp's server, which has its own idea of what a request is."""
+    return Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
 class Dispatch:
@@ -128,6 +141,7 @@ class Dispatch:
     def count_kept_answer(self, answer: Answer, identity: str, request: bytes, peer: object) -> None:
         """Count and log an answer that the connection gave by itself."""
         metrics = self._services.metrics
+        metrics.manifest_looked_up(hit=True)
         metrics.request_started("manifest")
         metrics.request_finished("manifest", "GET", 200, seconds=0.0, received=0, sent=answer.size)
         if self._is_logged:

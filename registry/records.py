@@ -25,6 +25,7 @@ class RecordCache(Generic[T]):
         decode: makes the value of a record's bytes.
         record_size_max: bytes; a larger record is not one of ours.
         size_max: bytes of all remembered records together.
+        on_lookup: told of each look-up of a record that exists, whether it was remembered.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class RecordCache(Generic[T]):
         *,
         record_size_max: int,
         size_max: int,
+        on_lookup: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._backend = backend
         self._decode = decode
         self._record_size_max = record_size_max
         self._size_max = size_max
+        self._on_lookup = on_lookup
         self._size = 0
         self._entries: OrderedDict[str, tuple[str, int, T]] = OrderedDict()
 
@@ -58,7 +61,9 @@ class RecordCache(Generic[T]):
             self.forget(key)
             raise
         entry = self._entries.get(key)
-        if entry is not None and entry[0] == info.version:
+        is_remembered = entry is not None and entry[0] == info.version
+        self._on_lookup(is_remembered)
+        if entry is not None and is_remembered:
             self._entries.move_to_end(key)
             return entry[2], info.version
         content, info = await self._backend.read(key, size_max=self._record_size_max)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from aiohttp import web
 
 from kitspec.digest import Digest, check_algorithm
@@ -24,13 +26,14 @@ async def begin_upload(call: Call) -> web.StreamResponse:
             return _created(call, blob.digest)
     whole = call.query.one("digest")
     digest = Digest(whole) if whole is not None and mount is None else None
-    algorithm = check_algorithm(call.query.one("digest-algorithm") or "sha256")
+    announced = call.query.one("digest-algorithm")
+    algorithm = check_algorithm("sha256" if announced is None else announced)
     upload = await call.registry.begin_upload(call.name, algorithm=algorithm)
     if digest is None:
         return _accepted(call, upload)
     try:
-        await upload.append(call.chunks(), size=call.body_size(), closing=digest)
-        await upload.commit(digest)
+        await _append(call, upload, closing=digest)
+        await _commit(call, upload, digest)
     except BaseException:
         # The client never learned the upload's id, so nobody could resume it.
         await upload.cancel()
@@ -54,7 +57,7 @@ async def finish_upload(call: Call) -> web.StreamResponse:
     upload = await call.registry.resume_upload(call.name, call.argument)
     if call.body_size() != 0 or "Content-Range" in call.headers:
         await _append(call, upload, closing=digest)
-    await upload.commit(digest)
+    await _commit(call, upload, digest)
     return _created(call, digest)
 
 
@@ -77,12 +80,22 @@ async def _append(call: Call, upload: HostedUpload, *, closing: Digest | None = 
     if span is not None and size is not None and span.size != size:
         raise SizeInvalid(f"Content-Range holds {span.size} bytes, Content-Length says {size}")
     before = upload.offset
-    await upload.append(
-        call.chunks(), at=span.start if span is not None else None, size=size, closing=closing
-    )
+    call.services.metrics.upload_started()
+    try:
+        await upload.append(
+            call.chunks(), at=span.start if span is not None else None, size=size, closing=closing
+        )
+    finally:
+        call.services.metrics.upload_ended()
     received = upload.offset - before
     if span is not None and received != span.size:
         raise SizeInvalid(f"Content-Range holds {span.size} bytes, {received} arrived and are kept")
+
+
+async def _commit(call: Call, upload: HostedUpload, digest: Digest) -> None:
+    started = time.perf_counter()
+    await upload.commit(digest)
+    call.services.metrics.upload_committed(time.perf_counter() - started)
 
 
 def _declared_span(call: Call) -> ByteSpan | None:
