@@ -25,8 +25,10 @@ from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from aiohttp import web
+from aiohttp.http import HttpVersion10
+from aiohttp.http_exceptions import BadStatusLine
 from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from kitspec.errors import OciError, QueryInvalid, RequestTimeout, TooManyRequests, Unavailable
 from registry.config import Config, Limits
@@ -174,11 +176,23 @@ class LimitedConnection(RequestHandler):
         if data:  # nothing: aiohttp asks itself to go on with what it has kept
             self._heard = self._loop.time()
         if self._request_count != count:
-            # The handler has not taken it yet: that happens in a task of its own.
-            self._payload = self._messages[-1][1]
-            self.head_since = None
+            self._note_request()
         elif self.head_since is None and data and (self._payload is None or self._payload.is_eof()):
             self.head_since = self._heard
+
+    def _note_request(self) -> None:
+        # The handler has not taken it yet: that happens in a task of its own.
+        message, payload = self._messages[-1]
+        self.head_since = None
+        if isinstance(message, _ErrInfo):
+            if self._payload is not None and not self._payload.is_eof():
+                # A body that went wrong: aiohttp would leave its reader waiting.
+                self._payload.set_exception(RequestPayloadError(message.message))
+        elif (
+            message.version < HttpVersion10
+        ):  # a bare `GET /`: whoever sends that does not understand the answer
+            self._messages[-1] = (_ErrInfo(400, BadStatusLine("no version"), "no version"), payload)
+        self._payload = payload
 
     @property
     def is_gone(self) -> bool:
@@ -228,6 +242,7 @@ class LimitedConnection(RequestHandler):
         self._log("request.malformed", self._address or "", problem)
         body = QueryInvalid("this is not a well-formed HTTP/1.1 request within the limits").to_json()
         response = web.Response(status=400, body=body, content_type="application/json")
+        response.headers["Server"] = "modelkit-registry"  # not the versions of what it is made of
         response.force_close()
         return response
 

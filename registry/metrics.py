@@ -43,6 +43,7 @@ SECONDS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 SIZE_BOUNDS: Final = (*(float(1024 * 2**power) for power in range(22)), 2.0**35, 2.0**38, 2.0**41)
 
 _FLUSH_INTERVAL_S: Final = 1.0
+_VERSION: Final = importlib.metadata.version("modelkit-registry")
 
 Labels = tuple[str, ...]
 Series = tuple[str, Labels]
@@ -141,10 +142,9 @@ class Metrics:
     """The numbers of this process. Count from one thread, the event loop's; `render` may be called from any."""
 
     def __init__(self) -> None:
-        version = importlib.metadata.version("modelkit-registry")
         self._values: dict[Series, float] = {
             ("modelreg_workers", ()): 1.0,
-            ("modelreg_info", (version,)): 1.0,
+            ("modelreg_info", (_VERSION,)): 1.0,
         }
         self._histograms: dict[Series, list[float]] = {}
         self._requests: dict[tuple[str, str, int], tuple[list[float], list[float], list[float]]] = {}
