@@ -216,11 +216,10 @@ class Tls(Section):
 
 class Prometheus(Section):
     enabled: bool = True
-    path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9/_.-]+$")] = "/metrics"
+    path: Literal["/metrics"] = "/metrics"
 
 
 class Debug(Section):
-    addr: Address | None = None
     prometheus: Prometheus = Prometheus()
 
 

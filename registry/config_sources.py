@@ -30,6 +30,7 @@ DISTRIBUTION_PREFIX = "REGISTRY_"
 _DISTRIBUTION_ONLY = {
     "auth": "accounts and tokens are not part of this version",
     "compatibility": "schema 1 is not served",
+    "http.debug.addr": "metrics are served at http.addr; let a proxy keep /metrics to itself",
     "http.clientcas": "client certificates are not part of this version",
     "http.h2c": "HTTP/1.1 only; leave HTTP/2 to a proxy",
     "http.http2": "HTTP/1.1 only; leave HTTP/2 to a proxy",

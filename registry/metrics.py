@@ -30,7 +30,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Distribution's names, where it has one.
 HANDLERS: Final = frozenset(
     {"base", "blob", "blob_upload", "blob_upload_chunk", "catalog", "manifest", "tags"}
-    | {"livez", "metrics", "none", "readyz", "referrers", "startupz"}
+    | {"health", "metrics", "referrers"}
 )
 METHODS: Final = frozenset({"delete", "get", "head", "options", "patch", "post", "put"})
 ACTIONS: Final = frozenset(
