@@ -58,6 +58,7 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
             backend,
             sessions,
             allow_sparse=config.manifests.allowsparse,
+            referrers_max=limits.referrerspersubject,
             on_manifest_lookup=lambda hit: metrics.manifest_looked_up(hit=hit),
         )
         health = Health(backend, interval_s=driver.interval, threshold=driver.threshold)

@@ -146,6 +146,7 @@ class HostedRegistry:
 
     Args:
         allow_sparse: accept manifests whose blobs or children are not here.
+        referrers_max: that one subject may have.
         on_manifest_lookup: told of each look-up, whether memory had the manifest.
     """
 
@@ -155,12 +156,13 @@ class HostedRegistry:
         sessions: UploadSessions,
         *,
         allow_sparse: bool = False,
+        referrers_max: int = 10_000,
         on_manifest_lookup: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.backend = backend
         self.sessions = sessions
         self._allow_sparse = allow_sparse
-        self._referrers = ReferrerIndex(backend)
+        self._referrers = ReferrerIndex(backend, count_max=referrers_max)
         self._manifests: RecordCache[_ManifestRecord] = RecordCache(
             backend,
             _ManifestRecord.from_bytes,

@@ -15,6 +15,7 @@ from typing import Any
 
 from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
+from kitspec.errors import ManifestInvalid
 from kitspec.names import RepositoryName, Tag
 from registry import layout
 from storage_backends.interface import ObjectMissing, StorageBackend
@@ -31,11 +32,30 @@ def fallback_tag(subject: Digest) -> Tag:
 
 
 class ReferrerIndex:
-    def __init__(self, backend: StorageBackend) -> None:
+    """
+    Args:
+        count_max: referrers that one subject may have.
+    """
+
+    def __init__(self, backend: StorageBackend, *, count_max: int) -> None:
         self._backend = backend
+        self._count_max = count_max
 
     async def add(self, name: RepositoryName, subject: Digest, referrer: Descriptor) -> None:
+        """
+        Raises:
+            ManifestInvalid: the subject has as many referrers as are allowed.
+        """
         key = layout.referrer_key(name, subject, referrer.digest)
+        others = [
+            info.key
+            async for info in self._backend.list(layout.referrers_prefix(name, subject))
+            if info.key != key
+        ]
+        if len(others) >= self._count_max:
+            raise ManifestInvalid(
+                f"{subject} has {len(others)} referrers, which is as many as this registry allows; delete some"
+            )
         await self._backend.write(key, json.dumps(referrer.to_json()).encode())
 
     async def remove(self, name: RepositoryName, subject: Digest, referrer: Digest) -> None:

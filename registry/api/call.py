@@ -37,11 +37,10 @@ class Query:
 
     def __init__(self, query_string: str) -> None:
         try:
-            pairs = parse_qsl(
-                query_string, keep_blank_values=True, errors="strict", max_num_fields=_QUERY_PARAMETERS_MAX
-            )
+            # What is not UTF-8 becomes a character that no name, tag or digest may hold.
+            pairs = parse_qsl(query_string, keep_blank_values=True, max_num_fields=_QUERY_PARAMETERS_MAX)
         except ValueError as error:
-            raise QueryInvalid("the query cannot be read: wanted UTF-8 and at most 128 parameters") from error
+            raise QueryInvalid(f"more than {_QUERY_PARAMETERS_MAX} query parameters") from error
         self._values: dict[str, list[str]] = {}
         for name, value in pairs:
             self._values.setdefault(name, []).append(value)

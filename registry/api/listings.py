@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
-from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
 from kitspec.errors import QueryInvalid
 from kitspec.http_fields import format_next_link
@@ -34,34 +33,36 @@ async def list_repositories(call: Call) -> web.StreamResponse:
 
 
 async def list_referrers(call: Call) -> web.StreamResponse:
-    """GET referrers/<digest>?artifactType=; an index, empty where nothing refers to the digest."""
+    """GET referrers/<digest>?artifactType=; an index, empty where nothing refers to the digest.
+
+    Of several artifact types each is wanted.
+    """
     subject = Digest(call.argument)
-    artifact_type = call.query.one("artifactType")
-    found = call.registry.referrers(call.name, subject, artifact_type=artifact_type)
+    artifact_types = call.query.all("artifactType")
     last = call.query.one("last") or ""
+    found = [
+        referrer
+        async for referrer in call.registry.referrers(call.name, subject)
+        if referrer.digest > last and (not artifact_types or referrer.artifact_type in artifact_types)
+    ]
     manifests: list[bytes] = []
     size, link = 0, None
-    size_max = call.config.limits.referrerspagesize
-    for referrer in sorted([item async for item in found if item.digest > last], key=_digest):
+    for referrer in sorted(found, key=lambda referrer: referrer.digest):
         text = json.dumps(referrer.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
         size += len(text) + 1
-        if manifests and size > size_max:
-            query = f"&artifactType={quote(artifact_type, safe='')}" if artifact_type is not None else ""
-            link = f"{call.url(f'/v2/{call.name}/referrers/{subject}')}?last={last}{query}"
+        if manifests and size > call.config.limits.referrerspagesize:
+            query = urlencode([("last", last), *(("artifactType", text) for text in artifact_types)])
+            link = f"{call.url(f'/v2/{call.name}/referrers/{subject}')}?{query}"
             break
         manifests.append(text)
         last = referrer.digest
     headers = {"Content-Type": OCI_INDEX}
     if link is not None:
         headers["Link"] = format_next_link(link)
-    if artifact_type is not None:
+    if artifact_types:
         headers["OCI-Filters-Applied"] = "artifactType"
     head = b'{"schemaVersion":2,"mediaType":"' + OCI_INDEX.encode() + b'","manifests":['
     return web.Response(body=head + b",".join(manifests) + b"]}", headers=headers)
-
-
-def _digest(referrer: Descriptor) -> str:
-    return referrer.digest
 
 
 def _page_size(call: Call, size_max: int) -> int:
