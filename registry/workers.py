@@ -418,6 +418,10 @@ class Supervisor:
         self._exit_status = self._exit_status or exit_status
         self._stopping = True
         self._restarts.clear()
+        for (
+            listener
+        ) in self._listeners:  # else the kernel would go on to accept for workers that take nothing more
+            listener.close()
         self._kill_at = time.monotonic() + self._config.http.draintimeout + 2 * _CLOSE_GRACE_S
         self._signal_all(signal.SIGTERM)
 
