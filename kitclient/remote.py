@@ -7,6 +7,7 @@ A blob's bytes are checked by whoever keeps them (`blob_stream.verified`, or the
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -33,6 +34,8 @@ from kitspec.errors import (
     BlobUnknown,
     ContentInvalid,
     DigestInvalid,
+    ManifestInvalid,
+    ManifestTooLarge,
     ManifestUnknown,
     NameInvalid,
     NameUnknown,
@@ -49,7 +52,7 @@ from kitspec.names import RepositoryName, Tag
 # 10,000 tags of 128 characters are 1.3 MiB of JSON.
 _PAGE_SIZE_MAX = 8 * 1024 * 1024
 _PAGE_COUNT_MAX = 10_000
-_PAGE_LENGTH = 1000
+_PAGE = {"n": "1000"}
 _ACCEPT = ", ".join([*MANIFEST_TYPES, "*/*;q=0.1"])
 
 
@@ -211,6 +214,10 @@ class RemoteRegistry:
         digest = Digest.of(content, expect.algorithm if expect is not None else "sha256")
         if expect is not None and digest != expect:
             raise DigestInvalid(f"the manifest hashes to {digest}, not to {expect}")
+        if len(content) > MANIFEST_SIZE_MAX:
+            raise ManifestTooLarge(
+                f"a manifest of {len(content)} bytes; at most {MANIFEST_SIZE_MAX} are sent"
+            )
         manifest = parse_manifest(content, media_type)
         stored = StoredManifest(content, media_type, digest)
         if digest.algorithm == "sha256" and tags:
@@ -236,6 +243,7 @@ class RemoteRegistry:
 
     async def delete_manifest(self, name: RepositoryName, reference: Tag | Digest) -> None:
         """Raises: Unsupported where the registry cannot delete, or cannot delete tags."""
+        subject = await self._subject(name, reference) if isinstance(reference, Digest) else None
         async with self.transport.request(
             "DELETE",
             self._url(name, f"manifests/{reference}"),
@@ -243,11 +251,13 @@ class RemoteRegistry:
             missing=(ManifestUnknown, NameUnknown),
         ):
             pass
+        if subject is not None and isinstance(reference, Digest):
+            await self._change_fallback(name, subject, drop=reference)
 
     # ---- listing
 
     async def repositories(self, *, after: str = "") -> AsyncIterator[RepositoryName]:
-        url = self.transport.url("/v2/_catalog", _page_query(after))
+        url = self.transport.url("/v2/_catalog", _PAGE)
         found: set[RepositoryName] = set()
         async for page in self._pages(url, scope="registry:catalog:*"):
             found.update(RepositoryName(text) for text in _texts(page, "repositories") if text > after)
@@ -255,8 +265,8 @@ class RemoteRegistry:
             yield name
 
     async def tags(self, name: RepositoryName, *, after: str = "") -> AsyncIterator[Tag]:
-        # Collected first: registries sort in more than one way, and the promise is ASCII order.
-        url = self._url(name, "tags/list", _page_query(after))
+        # From the beginning, and collected: registries sort in several ways, and `last` means a place in theirs.
+        url = self._url(name, "tags/list", _PAGE)
         found: set[Tag] = set()
         async for page in self._pages(url, scope=_pull(name), missing=(NameUnknown,)):
             found.update(Tag(text) for text in _texts(page, "tags") if text > after)
@@ -297,7 +307,7 @@ class RemoteRegistry:
             self._url(name, f"manifests/{reference}"),
             scope=_push(name),
             headers={"Content-Type": stored.media_type},
-            body=lambda: stored.content,
+            body=lambda: io.BytesIO(stored.content),
         ) as answer:
             said = answer.headers.get("Docker-Content-Digest", "")
             if answer.status != 201 or (said.startswith(stored.digest.algorithm) and said != stored.digest):
@@ -338,19 +348,37 @@ class RemoteRegistry:
         manifest = parse_manifest(stored.content, stored.media_type)
         return manifest if isinstance(manifest, Index) else None
 
-    async def _change_fallback(self, name: RepositoryName, subject: Digest, *, add: Descriptor) -> None:
+    async def _change_fallback(
+        self,
+        name: RepositoryName,
+        subject: Digest,
+        *,
+        add: Descriptor | None = None,
+        drop: Digest | None = None,
+    ) -> None:
         index = await self._fallback_index(name, subject)
-        listed = list(index.manifests) if index is not None else []
-        if any(descriptor.digest == add.digest for descriptor in listed):
+        before = list(index.manifests) if index is not None else []
+        after = [one for one in before if one.digest != drop]
+        if add is not None and all(one.digest != add.digest for one in before):
+            after.append(add)
+        if after == before:
             return
         document = {
             "schemaVersion": 2,
             "mediaType": OCI_INDEX,
-            "manifests": [descriptor.to_json() for descriptor in [*listed, add]],
+            "manifests": [descriptor.to_json() for descriptor in after],
         }
         content = json.dumps(document, separators=(",", ":")).encode()
         stored = StoredManifest(content, OCI_INDEX, Digest.of(content))
         await self._put_manifest(name, str(_fallback_tag(subject)), stored)
+
+    async def _subject(self, name: RepositoryName, digest: Digest) -> Digest | None:
+        stored = await self.get_manifest(name, digest)
+        try:
+            manifest = parse_manifest(stored.content, stored.media_type)
+        except ManifestInvalid:
+            return None  # what cannot be read can still be deleted
+        return manifest.subject.digest if manifest.subject is not None else None
 
 
 class _NoReferrers(OciError):
@@ -373,10 +401,6 @@ def _push(name: RepositoryName) -> str:
 
 def _delete(name: RepositoryName) -> str:
     return f"repository:{name}:delete"
-
-
-def _page_query(after: str) -> dict[str, str]:
-    return {"n": str(_PAGE_LENGTH)} | ({"last": after} if after else {})
 
 
 def _texts(page: _Page, key: str) -> list[str]:

@@ -125,16 +125,18 @@ class RemoteUpload:
             raise BlobUploadUnknown("the upload has ended")
         if at is not None and at != self._offset:
             raise UploadOutOfOrder(f"the upload ends at {self._offset}, not at {at}", offset=self._offset)
+        is_known = False
         try:
             if at is None:
                 await self.patch(chunks)
             else:
                 async for piece in _pieces(chunks, max(_PIECE_SIZE, self.chunk_min)):
                     await self.patch(_once(piece), size=len(piece))
-        except (OciError, ClientError):
-            with contextlib.suppress(OciError, ClientError):
-                await self.ask_offset()
-            raise
+            is_known = True
+        finally:
+            if not is_known:
+                with contextlib.suppress(OciError, ClientError):
+                    await self.ask_offset()
         return self._offset
 
     async def patch(self, chunks: AsyncIterable[bytes], *, size: int | None = None) -> None:
@@ -419,7 +421,8 @@ class _Feed:
                 self._wait_at_most(_IDLE_TIMEOUT_S)
                 self.count += len(chunk)
                 yield chunk
-        except (OciError, ClientError, OSError, ValueError) as error:
+        except Exception as error:
+            # Whatever it is: the library would make a broken connection of it.
             self.error = error
             raise
         self._wait_at_most(self.idle_s)

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, M
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -45,7 +46,7 @@ USER_AGENT = f"kitclient/{importlib.metadata.version('modelkit-registry')}"
 _UPLOAD_RANGE = re.compile(r"(?:bytes[= ])?0-(?P<end>-1|[0-9]{1,18})", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
-Body = Callable[[], bytes | AsyncIterable[bytes]]
+Body = Callable[[], IO[bytes] | AsyncIterable[bytes]]
 """Makes the body anew for each try."""
 
 
