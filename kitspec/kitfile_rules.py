@@ -64,11 +64,8 @@ def _problems(kitfile: Kitfile) -> Iterator[str]:
 
 
 def _all_entries(kitfile: Kitfile) -> Iterator[tuple[Section, int, Entry]]:
-    """With a model that is a reference, and with remote datasets: their paths have rules too."""
-    with_layers = list(kitfile.entries())
-    yield from with_layers
-    if kitfile.model is not None and kitfile.model.path and is_model_reference(kitfile.model.path):
-        return
+    """With the datasets that are elsewhere: their paths have rules too."""
+    yield from kitfile.entries()
     for index, dataset in enumerate(kitfile.datasets):
         if dataset.remote_path:
             yield Section.DATASETS, index, dataset
@@ -103,23 +100,25 @@ def _path_problems(section: Section, entry: Entry, source: str) -> Iterator[str]
 
 
 def _dataset_problems(kitfile: Kitfile) -> Iterator[str]:
-    occupied: list[tuple[str, str]] = []
+    filled: dict[str, str] = {}
     for index, dataset in enumerate(kitfile.datasets):
         source = _source(Section.DATASETS, index, dataset)
         yield from _remote_problems(dataset, source)
         if dataset.remote_path and is_model_reference(dataset.remote_path):
-            occupied.append((clean_path(dataset.path), source))
-    for section, index, entry in kitfile.entries():
-        for folder, owner in occupied:
-            if _lies_inside(clean_path(entry.path), folder):
+            filled[clean_path(dataset.path)] = source
+    for section, index, entry in kitfile.entries() if filled else ():
+        for folder in _folders_above(clean_path(entry.path)):
+            if folder in filled:
                 yield (
                     f"path {entry.path} in {_source(section, index, entry)} lies inside {folder}, "
-                    f"which {owner} fills from another ModelKit"
+                    f"which {filled[folder]} fills from another ModelKit"
                 )
 
 
-def _lies_inside(path: str, folder: str) -> bool:
-    return folder == "." or path.startswith(f"{folder}/")
+def _folders_above(path: str) -> Iterator[str]:
+    while path not in (".", "/", ""):
+        path = posixpath.dirname(path) or "."
+        yield path
 
 
 def _remote_problems(dataset: Dataset, source: str) -> Iterator[str]:
