@@ -19,6 +19,7 @@ from kitspec.errors import (
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestInvalid,
+    ManifestTooLarge,
     ManifestUnknown,
     NameUnknown,
     RangeInvalid,
@@ -27,7 +28,7 @@ from kitspec.errors import (
 )
 from kitspec.http_fields import ByteSpan
 from kitspec.interface import StoredManifest
-from kitspec.manifest import Index, Manifest, parse_manifest
+from kitspec.manifest import MANIFEST_SIZE_MAX, Index, Manifest, parse_manifest
 from kitspec.media_types import MANIFEST_TYPES, is_index_type
 from kitspec.names import RepositoryName, Tag, view_of
 from registry import layout
@@ -301,6 +302,10 @@ class HostedRegistry:
         expect: Digest | None = None,
         tags: tuple[Tag, ...] = (),
     ) -> Descriptor:
+        if len(content) > MANIFEST_SIZE_MAX:
+            raise ManifestTooLarge(
+                f"a manifest of {len(content)} bytes; at most {MANIFEST_SIZE_MAX} are allowed"
+            )
         manifest = parse_manifest(content, media_type)
         return await self.store_manifest(name, manifest, content, media_type, expect=expect, tags=tags)
 

@@ -11,6 +11,7 @@ algorithm is too when the session knew of it before the first byte, else the byt
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import secrets
@@ -27,6 +28,11 @@ from registry.storage_errors import translated
 from storage_backends.interface import ObjectInfo, StorageBackend, Upload, UploadBusy, UploadMissing
 
 _MARK_LENGTH = 12
+
+# The append of a client that was cut off ends a moment later: its bytes are being made durable, for the very client
+# that is back already and would go on.
+_BUSY_WAIT_S = 5.0
+_BUSY_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,16 @@ class _Note:
 class UploadSession:
     """One upload of one repository, as this request sees it."""
 
-    def __init__(self, upload: Upload, note: _Note, *, size_max: int | None) -> None:
-        self._upload = upload
-        self._algorithm = note.algorithm
-        self._repository = note.repository
+    def __init__(self, backend: StorageBackend, upload: Upload, *, size_max: int | None) -> None:
+        self._backend = backend
         self._size_max = size_max
+        self._take(upload)
+
+    def _take(self, upload: Upload) -> None:
+        self._upload = upload
+        note = _Note.from_bytes(upload.note)
+        self.repository = note.repository
+        self._algorithm = note.algorithm
         if upload.offset == 0:
             self._hasher: hash_state.Hasher | None = hash_state.begin(note.algorithm)
         else:
@@ -94,37 +105,56 @@ class UploadSession:
             closing: these bytes are the last, and this digest is what they should make.
 
         Raises:
-            UploadOutOfOrder: `at` is not the offset, or another request is appending.
+            UploadOutOfOrder: `at` is not the offset, or another request is appending and goes on doing so.
             BlobUploadUnknown: the upload has ended.
             BlobTooLarge: more than the registry allows; the upload stays as it was or as far as it had come.
         """
+        deadline = asyncio.get_running_loop().time() + _BUSY_WAIT_S
+        while True:
+            self._check(at, size)
+            if closing is not None and self.offset == 0 and closing.algorithm != self._algorithm:
+                self._algorithm = closing.algorithm
+                self._hasher = hash_state.begin(closing.algorithm)
+            try:
+                return await self._append(chunks, size=size, is_last=closing is not None)
+            except UploadBusy as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise self._busy() from error
+            except UploadMissing as error:
+                raise _unknown(self.id) from error
+            await asyncio.sleep(_BUSY_POLL_S)
+            await self._reload()
+
+    def _check(self, at: int | None, size: int | None) -> None:
         if at is not None and at != self.offset:
             raise UploadOutOfOrder(
                 f"the chunk begins at {at}, the upload holds {self.offset} bytes", offset=self.offset
             )
+        if self._size_max is not None and size is not None and self.offset + size > self._size_max:
+            raise BlobTooLarge(f"a blob of {self.offset + size} bytes; at most {self._size_max} are allowed")
+
+    async def _append(self, chunks: AsyncIterable[bytes], *, size: int | None, is_last: bool) -> int:
         if self._size_max is not None:
-            if size is not None and self.offset + size > self._size_max:
-                raise BlobTooLarge(
-                    f"a blob of {self.offset + size} bytes; at most {self._size_max} are allowed"
-                )
             chunks = _bounded(chunks, self._size_max - self.offset, self._size_max)
-        if closing is not None and self.offset == 0 and closing.algorithm != self._algorithm:
-            self._algorithm = closing.algorithm
-            self._hasher = hash_state.begin(closing.algorithm)
         hasher = self._hasher
+        with translated():
+            return await self._upload.append(
+                chunks,
+                observe=hasher.update if hasher is not None else _ignore,
+                note=self._note,
+                size=size,
+                last=is_last,
+            )
+
+    async def _reload(self) -> None:
         try:
             with translated():
-                return await self._upload.append(
-                    chunks,
-                    observe=hasher.update if hasher is not None else _ignore,
-                    note=self._note,
-                    size=size,
-                    last=closing is not None,
-                )
-        except UploadBusy as error:
-            raise UploadOutOfOrder("another request is writing to this upload", offset=self.offset) from error
+                self._take(await self._backend.resume_upload(self.id))
         except UploadMissing as error:
             raise _unknown(self.id) from error
+
+    def _busy(self) -> UploadOutOfOrder:
+        return UploadOutOfOrder("another request is writing to this upload", offset=self.offset)
 
     async def commit(self, digest: Digest) -> ObjectInfo:
         """Check the digest and publish the bytes under it.
@@ -142,7 +172,7 @@ class UploadSession:
                     )
                 return await self._upload.commit(layout.blob_key(digest))
         except UploadBusy as error:
-            raise UploadOutOfOrder("another request is writing to this upload", offset=self.offset) from error
+            raise self._busy() from error
         except UploadMissing as error:
             raise _unknown(self.id) from error
 
@@ -156,7 +186,7 @@ class UploadSession:
             with translated():
                 await self._upload.abort()
         except UploadBusy as error:
-            raise UploadOutOfOrder("another request is writing to this upload", offset=self.offset) from error
+            raise self._busy() from error
 
     async def _hash(self, algorithm: str) -> str:
         if self._hasher is not None and self._algorithm == algorithm:
@@ -169,7 +199,7 @@ class UploadSession:
 
     def _note(self) -> bytes:
         kept = self._hasher.keep() if isinstance(self._hasher, hash_state.KeepableSha256) else b""
-        return _Note(self._repository, self._algorithm, kept).to_bytes()
+        return _Note(self.repository, self._algorithm, kept).to_bytes()
 
 
 class UploadSessions:
@@ -216,7 +246,7 @@ class UploadSessions:
             upload_id = mark + secrets.token_hex(16)
             upload = await self._backend.begin_upload(upload_id, note=note.to_bytes())
             self._open[mark] += 1
-        return UploadSession(upload, note, size_max=self._size_max)
+        return UploadSession(self._backend, upload, size_max=self._size_max)
 
     def _is_full(self, mark: str) -> bool:
         return self._open[mark] >= self._per_repository_max or self._open.total() >= self._count_max
@@ -232,10 +262,10 @@ class UploadSessions:
                 upload = await self._backend.resume_upload(upload_id)
         except (UploadMissing, ValueError) as error:
             raise _unknown(upload_id) from error
-        note = _Note.from_bytes(upload.note)
-        if note.repository != name:
+        session = UploadSession(self._backend, upload, size_max=self._size_max)
+        if session.repository != name:
             raise _unknown(upload_id)
-        return UploadSession(upload, note, size_max=self._size_max)
+        return session
 
     async def expire(self, *, now: float, age_s: float, dry_run: bool = False) -> list[str]:
         """End the uploads that nobody has added to for `age_s` seconds; their ids.

@@ -173,7 +173,7 @@ class Upload(Protocol):
             last: a commit follows at once: a backend may leave to it what makes the bytes durable.
 
         Raises:
-            UploadBusy: another append is under way.
+            UploadBusy: another append is under way; nothing of `chunks` was read.
             UploadMissing: the upload has ended.
             StorageFull: nothing was kept of these chunks.
         """
