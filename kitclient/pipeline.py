@@ -6,11 +6,13 @@ A piece of about a mebibyte makes a thread's turn cheap; one being worked on and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, TypeVar
 
 from kitclient.progress import BlobProgress
+
+_T = TypeVar("_T")
 
 _BATCH_SIZE = 1024 * 1024
 
@@ -91,3 +93,13 @@ async def _all(working: Sequence[asyncio.Future[None]]) -> None:
 async def _rest(working: Sequence[asyncio.Future[Any]]) -> None:
     """Wait until no thread works any more; what it says now comes too late to matter."""
     await asyncio.gather(*working, return_exceptions=True)
+
+
+async def finished(work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of `work`, which is not interrupted: a cancellation waits until it is over, and then goes on."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

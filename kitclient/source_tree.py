@@ -7,7 +7,6 @@ between the listing and the last byte is an error: a layer must not hold a mixtu
 from __future__ import annotations
 
 import os
-import posixpath
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from kitclient.errors import ClientError
 from kitclient.folders import identity_of
 from kitclient.ignore import IgnoreRules
 from kitclient.terminal import visible
+from kitspec.kitfile import FILE_NAMES
 
-KITFILE_NAMES = ("Kitfile", "kitfile", ".kitfile")
 IGNORE_FILE_NAME = ".kitignore"
 
 # What file managers leave behind; kit has skipped it since 1.15, in any case of letters.
@@ -217,11 +216,6 @@ class _Entry:
         return self.found.stat(follow_symlinks=follow_symlinks)
 
 
-def clean(path: str) -> str:
-    """A path of a Kitfile as the layer names it: `./models/` is `models`, an empty one is `.`."""
-    return posixpath.normpath(path.strip() or ".")
-
-
 def ignore_rules(root: Path) -> IgnoreRules:
     """Of the context folder's `.kitignore`, with the names that are never packed.
 
@@ -235,7 +229,7 @@ def ignore_rules(root: Path) -> IgnoreRules:
         lines = []
     except (OSError, UnicodeDecodeError) as error:
         raise SourceInvalid(f"cannot read {root / IGNORE_FILE_NAME}: {error}") from error
-    return IgnoreRules([*lines, *KITFILE_NAMES, IGNORE_FILE_NAME])
+    return IgnoreRules([*lines, *FILE_NAMES, IGNORE_FILE_NAME])
 
 
 def _parents(path: str) -> list[str]:

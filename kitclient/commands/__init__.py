@@ -1,0 +1,1 @@
+"""The commands of kitclient: each takes arguments apart, calls the library, and says what came of it."""

@@ -1,0 +1,128 @@
+"""The two kinds of places a reference can mean: the local store, and a registry over the network."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from kitclient.credentials import Credentials
+from kitclient.errors import ClientError
+from kitclient.image_layout import LayoutRegistry
+from kitclient.locations import Locations
+from kitclient.remote import RemoteRegistry
+from kitclient.transport import TlsOptions
+from kitspec.digest import Digest
+from kitspec.names import LOCAL_REGISTRY, Reference, RepositoryName, Tag
+
+# The repository of what was packed without a name.
+UNNAMED = RepositoryName("unnamed")
+LATEST = Tag("latest")
+# A listener on this machine answers at once, or is not one.
+_PROBE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How registries are spoken to.
+
+    Attributes:
+        plain_http: http only. Without it https only, but for this very machine, where http is taken when TLS is not spoken.
+        concurrency: transfers at once.
+    """
+
+    plain_http: bool = False
+    tls: TlsOptions = field(default_factory=TlsOptions)
+    concurrency: int = 5
+    proxy: str | None = None
+
+
+class ReferenceMissing(ClientError):
+    """Nobody has what a reference names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Opens places."""
+
+    locations: Locations
+    network: Network = field(default_factory=Network)
+
+    def local(self, host: str = LOCAL_REGISTRY) -> LayoutRegistry:
+        """The local store's repositories of one host; an async context manager."""
+        return LayoutRegistry(self.locations.storage, host)
+
+    @asynccontextmanager
+    async def remote(self, host: str) -> AsyncIterator[RemoteRegistry]:
+        """A registry over the network.
+
+        Raises:
+            ClientError: `host` is none, or cannot be reached.
+        """
+        if host == LOCAL_REGISTRY:
+            raise ReferenceMissing(
+                "the reference names no registry; wanted host/repository, such as localhost:5000/name"
+            )
+        plain_http = self.network.plain_http or (is_loopback(host) and not await _speaks_tls(host))
+        registry = RemoteRegistry(
+            host,
+            plain_http=plain_http,
+            tls=self.network.tls,
+            proxy=self.network.proxy,
+            credentials=self.credentials().get,
+            concurrency=self.network.concurrency,
+            uploads=self.locations.uploads,
+        )
+        async with registry:
+            yield registry
+
+    def credentials(self) -> Credentials:
+        return Credentials(self.locations.credentials)
+
+
+async def _speaks_tls(host: str) -> bool:
+    """Whether what listens at `host[:port]` does; True when nothing listens, which is then said elsewhere."""
+    name, _, port = host.rpartition(":") if host.rpartition(":")[2].isdigit() else (host, "", "443")
+    context = ssl.create_default_context()
+    # Only a question: nothing is said over this connection, and the one that is used checks the certificate.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(name.strip("[]"), int(port), ssl=context)
+    except (ssl.SSLError, ConnectionResetError, TimeoutError):
+        return False
+    except OSError:
+        return True
+    writer.transport.abort()
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host[:port]` is this machine by its name: localhost, 127.0.0.0/8 or ::1, as docker has it."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def wanted(reference: Reference, *, default: Tag | None = LATEST) -> Tag | Digest:
+    """The tag or digest that is meant.
+
+    Raises:
+        ReferenceMissing: neither was given, and there is no default.
+    """
+    found = reference.digest or reference.tag or default
+    if found is None:
+        raise ReferenceMissing(f"{reference.display} needs a tag or a digest")
+    return found
+
+
+def name_of(reference: Reference) -> RepositoryName:
+    return reference.repository or UNNAMED
