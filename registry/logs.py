@@ -257,6 +257,14 @@ class AccessLog:
         return f"{self._second[1]}.{int((now - second) * 1000):03}Z"
 
 
+_access_log: AccessLog | None = None
+
+
+def access_log() -> AccessLog | None:
+    """Where answered requests are noted; None when they are not. A fifth of what `log_event` costs, and sampled."""
+    return _access_log
+
+
 def configure_logging(log: Log, *, worker: int | None = None, descriptor: int = 2) -> AccessLog | None:
     """Send everything that is logged in this process to `descriptor`, as configured; answer the access log, if there is one.
 
@@ -272,9 +280,10 @@ def configure_logging(log: Log, *, worker: int | None = None, descriptor: int = 
     server_logger = logging.getLogger("aiohttp.server")
     server_logger.filters[:] = [OneLinePerBadRequest()]
     logging.captureWarnings(True)
-    if log.accesslog.disabled or log.level in {"warn", "error"}:
-        return None
-    return AccessLog(handler, as_json=log.formatter == "json", constant=constant)
+    global _access_log  # noqa: PLW0603 - as the root logger, it is the process's
+    is_off = log.accesslog.disabled or log.level in {"warn", "error"}
+    _access_log = None if is_off else AccessLog(handler, as_json=log.formatter == "json", constant=constant)
+    return _access_log
 
 
 def _timestamp(created: float) -> str:

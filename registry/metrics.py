@@ -1,7 +1,7 @@
 """What is counted: Distribution's `registry_*` families and our `modelreg_*`, in Prometheus' text form.
 
-Counting is plain arithmetic in this process (a request costs about two microseconds; prometheus_client's shared files
-would cost thirty). Several workers share a folder: each writes what it has counted there once a second, and whoever is
+Counting is plain arithmetic in this process: a request costs one to two microseconds, and prometheus_client's shared files
+cost a dozen times as much (docs/adr/0010-workers.md). Several workers share a folder: each writes what it has counted there once a second, and whoever is
 asked adds up: its own numbers as of now, the others' as of at most a second ago. What a worker that crashed had written
 stays counted; only its gauges go. Every label has a closed set of values: no client can make a series.
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp.http_exceptions import BadStatusLine
 
+from registry import logs
 from registry.config import Log
 from registry.logs import AccessLog, RateGate, configure_logging, log_event, request_id
 
@@ -26,6 +27,7 @@ def kept_logging() -> Iterator[None]:
     root.handlers[:], level, server.filters[:] = kept
     root.setLevel(level)
     logging.captureWarnings(False)
+    logs._access_log = None
 
 
 class Written:
