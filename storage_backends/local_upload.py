@@ -410,18 +410,17 @@ def look_at_all(folder: Folder) -> list[UploadInfo]:
 
 def _look(folder: Folder, upload_id: str) -> tuple[State, float]:
     path = f"{folder.uploads}/{upload_id}"
-    state = _read_state(folder, upload_id)
     try:
         data = os.stat(f"{path}/data")
+        if data.st_nlink != 1:
+            # Committed. Removed here, unless whoever commits it is just about to.
+            with contextlib.suppress(UploadBusy):
+                Work(folder, upload_id)
+            raise missing(upload_id)
         modified = max(data.st_mtime, os.stat(f"{path}/state").st_mtime)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise missing(upload_id) from error
-    if data.st_nlink != 1:
-        # Committed. Removed here, unless whoever commits it is just about to.
-        with contextlib.suppress(UploadBusy):
-            Work(folder, upload_id)
-        raise missing(upload_id)
-    return state, modified
+    return _read_state(folder, upload_id), modified
 
 
 def _remove_unreadable(folder: Folder, upload_id: str) -> None:
