@@ -369,7 +369,7 @@ class LayerTarReader:
     def _text(self, field: bytes, what: str) -> bytes:
         text, _, rest = field.partition(b"\0")
         if rest.strip(b"\0"):
-            raise self._invalid(f"a NUL inside the {what} {_escaped(field)}")
+            raise self._invalid(f"a NUL inside the {what} {_escaped(field.rstrip(b'\0'))}")
         return text
 
     def _clean_path(self, raw: bytes) -> str:
@@ -438,4 +438,4 @@ def _kind(typeflag: bytes) -> str:
 def _escaped(raw: bytes) -> str:
     """For a message: ASCII, without control characters, not too long."""
     text = ascii(raw.decode(errors="backslashreplace"))
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -267,7 +267,7 @@ def _saw(value: object) -> str:
     if isinstance(value, list):
         return "a list"
     text = repr(value) if not isinstance(value, str) else ascii(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def format_manifest(

@@ -56,7 +56,7 @@ def _check_extent(content: bytes) -> None:
     if plain.count(b'"') > 4 * NODE_COUNT_MAX:  # a key and a value for each
         raise ContentInvalid(f"more than {NODE_COUNT_MAX} values")
     pieces = plain.split(b'"')
-    if max(map(len, pieces)) > STRING_SIZE_MAX:
+    if max(map(len, pieces[1::2]), default=0) > STRING_SIZE_MAX:
         raise ContentInvalid(f"a string of more than {STRING_SIZE_MAX} bytes")
     structure = b"".join(pieces[::2])
     opened = structure.count(b"{") + structure.count(b"[")
