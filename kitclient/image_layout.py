@@ -225,8 +225,13 @@ class LayoutRegistry:
 
     async def _run(self, work: Callable[[], _T]) -> _T:
         assert self._pool is not None, "use it as an async context manager"
+        working = asyncio.get_running_loop().run_in_executor(self._pool, work)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            # A thread cannot be stopped: whoever is cancelled leaves when nothing of his is being done any more.
+            await asyncio.wait([working])
+            raise
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -22,7 +22,7 @@ from kitspec.errors import BlobUnknown, ManifestBlobUnknown, SizeInvalid
 from kitspec.http_fields import ByteSpan
 from kitspec.interface import OciRegistry, RegistryReader, StoredManifest
 from kitspec.manifest import Manifest, parse_manifest
-from kitspec.media_types import is_manifest_type
+from kitspec.media_types import MANIFEST_TYPES
 from kitspec.names import RepositoryName, Tag
 
 # What a hostile registry may make us do: reference/limits of docs/threat-model.md.
@@ -105,7 +105,7 @@ async def _plan(source: Place, reference: Tag | Digest) -> _Plan:
         manifest = parse_manifest(stored.content, stored.media_type)
         for _, child in manifest.references():
             # Some indexes list blobs (BuildKit's cache): a manifest is what its type says is one.
-            if isinstance(manifest, Manifest) or not is_manifest_type(child.media_type):
+            if isinstance(manifest, Manifest) or child.media_type not in MANIFEST_TYPES:
                 plan.blobs[child.digest] = child
             elif child.digest not in visited:
                 await visit(await _child(source, child), depth + 1)
