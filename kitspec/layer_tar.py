@@ -369,7 +369,8 @@ class LayerTarReader:
     def _text(self, field: bytes, what: str) -> bytes:
         text, _, rest = field.partition(b"\0")
         if rest.strip(b"\0"):
-            raise self._invalid(f"a NUL inside the {what} {_escaped(field.rstrip(b'\0'))}")
+            written = field.rstrip(b"\0")
+            raise self._invalid(f"a NUL inside the {what} {_escaped(written)}")
         return text
 
     def _clean_path(self, raw: bytes) -> str:
