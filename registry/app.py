@@ -34,7 +34,12 @@ def make_backend(config: Config) -> StorageBackend:
     storage = config.storage
     if storage.filesystem is None:
         return MemoryBackend()
-    return LocalBackend(storage.filesystem.rootdirectory, durable=storage.durability == "full")
+    limits = config.limits
+    return LocalBackend(
+        storage.filesystem.rootdirectory,
+        durable=storage.durability == "full",
+        reserve=lambda size: min(limits.diskreserve, size * limits.diskreservepercent // 100),
+    )
 
 
 @asynccontextmanager

@@ -28,7 +28,7 @@ from registry.answer_memo import Answer, AnswerMemo
 from registry.api.call import Call, Services
 from registry.connection import Connection
 from registry.hosted import Versions
-from registry.logs import log_event, request_id
+from registry.logs import access_log, request_id
 from registry.routes import LABELS, Access, Handler, Target, methods_of, route_of, target_of
 from registry.storage_errors import translated
 
@@ -69,7 +69,7 @@ class Dispatch:
         self._headers = _OWN_HEADERS | {
             name: ", ".join(values) for name, values in config.http.headers.items()
         }
-        self._is_logged = not config.log.accesslog.disabled and logger.isEnabledFor(logging.INFO)
+        self._access_log = access_log()
         self._is_read_only = config.storage.maintenance.readonly.enabled
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -94,20 +94,17 @@ class Dispatch:
             metrics.request_finished(
                 label, request.method, status, seconds=seconds, received=received, sent=sent
             )
-            if self._is_logged:
-                log_event(
-                    logger,
-                    logging.INFO,
-                    "request",
+            if self._access_log is not None:
+                self._access_log.record(
+                    remote=request.remote or "",
                     method=request.method,
                     path=request.rel_url.raw_path,
-                    handler=label,
                     status=status,
-                    seconds=round(seconds, 6),
+                    seconds=seconds,
                     received=received,
                     sent=sent,
-                    peer=request.remote,
-                    user_agent=request.headers.get("User-Agent", ""),
+                    agent=request.headers.get("User-Agent", ""),
+                    identity=identity,
                 )
         return response
 
@@ -144,20 +141,18 @@ class Dispatch:
         metrics.manifest_looked_up(hit=True)
         metrics.request_started("manifest")
         metrics.request_finished("manifest", "GET", 200, seconds=0.0, received=0, sent=answer.size)
-        if self._is_logged:
-            token = request_id.set(identity)
-            log_event(
-                logger,
-                logging.INFO,
-                "request",
+        if self._access_log is not None:
+            self._access_log.record(
+                remote=str(peer[0]) if isinstance(peer, tuple) else "",
                 method="GET",
-                path=request[4 : request.index(b" ", 4)].decode("latin-1"),
-                handler="manifest",
+                path=request[4 : request.index(b" ", 4)].decode("latin-1").partition("?")[0],
                 status=200,
+                seconds=0.0,
+                received=0,
                 sent=answer.size,
-                peer=str(peer[0]) if isinstance(peer, tuple) else "",
+                agent="",
+                identity=identity,
             )
-            request_id.reset(token)
 
     def _target(self, request: Request) -> Target | None:
         path = request.rel_url.raw_path

@@ -15,7 +15,7 @@ from typing import Any
 
 from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
-from kitspec.errors import ManifestInvalid
+from kitspec.errors import TooManyRequests
 from kitspec.names import RepositoryName, Tag
 from registry import layout
 from storage_backends.interface import ObjectMissing, StorageBackend
@@ -44,7 +44,7 @@ class ReferrerIndex:
     async def add(self, name: RepositoryName, subject: Digest, referrer: Descriptor) -> None:
         """
         Raises:
-            ManifestInvalid: the subject has as many referrers as are allowed.
+            TooManyRequests: the subject has as many referrers as are allowed.
         """
         key = layout.referrer_key(name, subject, referrer.digest)
         others = [
@@ -53,7 +53,7 @@ class ReferrerIndex:
             if info.key != key
         ]
         if len(others) >= self._count_max:
-            raise ManifestInvalid(
+            raise TooManyRequests(
                 f"{subject} has {len(others)} referrers, which is as many as this registry allows; delete some"
             )
         await self._backend.write(key, json.dumps(referrer.to_json()).encode())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from storage_backends.interface import (
 )
 from storage_backends.local_folder import Folder, in_its_place, storage_error, translated
 from storage_backends.local_listing import Entry, walk
-from storage_backends.local_upload import LocalUpload, object_info
+from storage_backends.local_upload import LocalUpload, State, object_info
 from storage_backends.threads import Threads
 
 # Mostly asleep in fsync.
@@ -56,10 +56,14 @@ class LocalBackend:
         root: created when missing.
         durable: whether to wait for the disk before answering. Without, a power cut loses or tears what was
             acknowledged; a crash of the process still does not.
+        reserve: given the bytes of the file system, how many of them new uploads leave free.
     """
 
-    def __init__(self, root: Path, *, durable: bool = True) -> None:
+    def __init__(
+        self, root: Path, *, durable: bool = True, reserve: Callable[[int], int] = lambda _: 0
+    ) -> None:
         self._folder = Folder(root.absolute(), is_durable=durable)
+        self._reserve = reserve
         self._threads = Threads(_THREADS, "storage")
         self._appenders = Threads(_APPENDERS, "storage-append")
 
@@ -129,9 +133,15 @@ class LocalBackend:
             size = min(size * 2, _PAGE_MAX)
 
     async def begin_upload(self, upload_id: str, *, note: bytes = b"") -> Upload:
+        """Raises StorageFull, too, when the reserve is reached: deleting and collecting need room to work in."""
         check_upload_id(upload_id)
-        state = await self._threads.run(local_upload.begin, self._folder, upload_id, note)
+        state = await self._threads.run(self._begin, upload_id, note)
         return LocalUpload(self._folder, self._threads, self._appenders, upload_id, state)
+
+    def _begin(self, upload_id: str, note: bytes) -> State:
+        with translated("the storage folder"):
+            self._folder.check_room(self._reserve)
+        return local_upload.begin(self._folder, upload_id, note)
 
     async def resume_upload(self, upload_id: str) -> Upload:
         check_upload_id(upload_id)

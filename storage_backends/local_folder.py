@@ -20,7 +20,7 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -326,6 +326,13 @@ class Folder:
         if self._is_durable:
             with opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
                 self.sync(descriptor)
+
+    def check_room(self, reserve: Callable[[int], int]) -> None:
+        """Raises: StorageFull: less is free than `reserve` says of the size of the file system."""
+        status = os.statvfs(self.root)
+        free, wanted = status.f_bavail * status.f_frsize, reserve(status.f_blocks * status.f_frsize)
+        if free < wanted:
+            raise StorageFull(f"{free} bytes are free, {wanted} are kept in reserve")
 
     def probe(self) -> None:
         """Write, sync, read and remove a file.
