@@ -50,11 +50,17 @@ def is_simple(data: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer without its date and its request id, which are put in when it is given."""
+    """An answer without its date and its request id, which are put in when it is given.
+
+    Attributes:
+        path, agent: of the request, for the log.
+    """
 
     versions: Versions
     head: bytes
     rest: bytes
+    path: str
+    agent: str
 
     @property
     def size(self) -> int:
@@ -95,8 +101,8 @@ class AnswerMemo:
             answer.rest,
         )
 
-    def keep(self, request: bytes, response: web.Response, versions: Versions) -> None:
-        """Remember an answer that was just given to `request`, a GET for which `is_simple` holds."""
+    def keep(self, data: bytes, request: web.BaseRequest, response: web.Response, versions: Versions) -> None:
+        """Remember an answer that was just given to `request`, a GET that came as `data`, for which `is_simple` holds."""
         body = response.body
         if response.status != 200 or not isinstance(body, bytes) or not response.keep_alive:
             return
@@ -105,12 +111,18 @@ class AnswerMemo:
             for name, value in response.headers.items()
             if name.lower() not in ("date", "x-request-id")
         ]
-        answer = Answer(versions, ("HTTP/1.1 200 OK\r\n" + "".join(fields)).encode(), b"\r\n" + body)
+        answer = Answer(
+            versions,
+            ("HTTP/1.1 200 OK\r\n" + "".join(fields)).encode(),
+            b"\r\n" + body,
+            path=request.rel_url.raw_path,
+            agent=request.headers.get("User-Agent", ""),
+        )
         if answer.size > _ANSWER_SIZE_MAX or any(not self._version(key) for key, _ in versions):
             return
-        self._forget(request)
-        self._answers[request] = answer
-        self._size += answer.size + len(request)
+        self._forget(data)
+        self._answers[data] = answer
+        self._size += answer.size + len(data)
         while self._size > _MEMO_SIZE_MAX:
             self._forget(next(iter(self._answers)))
 

@@ -71,5 +71,5 @@ class Connection(LimitedConnection):
         # The clocks start anew, as after an answer of aiohttp's own.
         self.head_since = None
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        self._dispatch.count_kept_answer(answer, identity, request, self.peername)
+        self._dispatch.count_kept_answer(answer, identity, self.peername)
         return True

@@ -133,9 +133,9 @@ class Dispatch:
     def _remember(self, request: Request, response: web.Response, versions: Versions) -> None:
         protocol = request.protocol
         if request.method == "GET" and isinstance(protocol, Connection) and protocol.memorable is not None:
-            self.memo.keep(protocol.memorable, response, versions)
+            self.memo.keep(protocol.memorable, request, response, versions)
 
-    def count_kept_answer(self, answer: Answer, identity: str, request: bytes, peer: object) -> None:
+    def count_kept_answer(self, answer: Answer, identity: str, peer: object) -> None:
         """Count and log an answer that the connection gave by itself."""
         metrics = self._services.metrics
         metrics.manifest_looked_up(hit=True)
@@ -145,12 +145,12 @@ class Dispatch:
             self._access_log.record(
                 remote=str(peer[0]) if isinstance(peer, tuple) else "",
                 method="GET",
-                path=request[4 : request.index(b" ", 4)].decode("latin-1").partition("?")[0],
+                path=answer.path,
                 status=200,
                 seconds=0.0,
                 received=0,
                 sent=answer.size,
-                agent="",
+                agent=answer.agent,
                 identity=identity,
             )
 
