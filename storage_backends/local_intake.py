@@ -13,7 +13,7 @@ from typing import Final
 
 from storage_backends.threads import Threads, uncancelled
 
-# Measured (docs/adr/0006): below, handing over costs as much as the work; above, the thread starts late.
+# A hand-over to a thread costs about 0.1 ms, writing and hashing this much about 1 ms.
 BATCH_SIZE: Final = 1024 * 1024
 # A client may send single bytes: one writev takes at most 1024 pieces (IOV_MAX).
 _BATCH_COUNT_MAX: Final = 1024
