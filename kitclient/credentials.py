@@ -11,12 +11,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import os
 import re
 import secrets
+import select
 import shutil
 import stat
+import subprocess
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,32 +258,7 @@ class CredentialFile:
         """The helper's output; None when it knows nothing of the host."""
         if any(character in request for character in "\r\n\0"):
             raise CredentialsUnusable(f"line breaks cannot be given to docker-credential-{helper}")
-        search = self._environment.get("PATH", os.defpath)
-        program = await asyncio.to_thread(shutil.which, f"docker-credential-{helper}", path=search)
-        if program is None or not Path(program).is_absolute():
-            raise CredentialsUnusable(
-                f"{self.path} names the helper docker-credential-{helper}, which is not on the PATH"
-            )
-        process = await asyncio.create_subprocess_exec(
-            program,
-            action,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=dict(self._environment),
-        )
-        try:
-            async with asyncio.timeout(_HELPER_TIMEOUT_S):
-                output = await _converse(process, request.encode())
-                status = await process.wait()
-        except TimeoutError as error:
-            raise CredentialsUnusable(
-                f"docker-credential-{helper} {action} gave no answer in {_HELPER_TIMEOUT_S:.0f} s"
-            ) from error
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        status, output = await asyncio.to_thread(self._converse, helper, action, request)
         if len(output) > _HELPER_OUTPUT_MAX:
             raise CredentialsUnusable(
                 f"docker-credential-{helper} {action} said more than {_HELPER_OUTPUT_MAX} bytes"
@@ -289,6 +268,36 @@ class CredentialFile:
         if action == "erase" or output.decode(errors="replace").strip() == _NOT_FOUND:
             return None
         raise CredentialsUnusable(f"docker-credential-{helper} {action} failed with status {status}")
+
+    def _converse(self, helper: str, action: str, request: str) -> tuple[int, bytes]:
+        """Run the helper; its status, and its output up to one byte over the limit."""
+        program = shutil.which(f"docker-credential-{helper}", path=self._environment.get("PATH", os.defpath))
+        if program is None or not Path(program).is_absolute():
+            raise CredentialsUnusable(
+                f"{self.path} names the helper docker-credential-{helper}, which is not on the PATH"
+            )
+        with subprocess.Popen(  # noqa: S603 (the name was checked, the place is the PATH's)
+            [program, action],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=dict(self._environment),
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                with contextlib.suppress(BrokenPipeError):  # it need not read what it does not want to know
+                    process.stdin.write(request.encode())
+                    process.stdin.close()
+                output = _read_until(process.stdout.fileno(), time.monotonic() + _HELPER_TIMEOUT_S)
+            except TimeoutError as error:
+                process.kill()
+                raise CredentialsUnusable(
+                    f"docker-credential-{helper} {action} gave no answer in {_HELPER_TIMEOUT_S:.0f} s"
+                ) from error
+            if len(output) > _HELPER_OUTPUT_MAX:
+                process.kill()
+        return process.returncode, output
 
 
 class Credentials:
@@ -311,21 +320,16 @@ class Credentials:
         await self._own.erase(host)
 
 
-async def _converse(process: asyncio.subprocess.Process, request: bytes) -> bytes:
-    """Write the request, read the output up to one byte over the limit."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write(request)
-        await process.stdin.drain()
-        process.stdin.close()
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it need not read what it does not want to know
+def _read_until(file: int, deadline: float) -> bytes:
+    """What is written to a pipe until its end, or until it is too much; not `communicate`, which takes any amount."""
     output = b""
-    while len(output) <= _HELPER_OUTPUT_MAX and (piece := await process.stdout.read(65536)):
+    while len(output) <= _HELPER_OUTPUT_MAX:
+        if not select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError
+        piece = os.read(file, 65536)
+        if not piece:
+            break
         output += piece
-    if len(output) > _HELPER_OUTPUT_MAX:
-        process.kill()
     return output
 
 
