@@ -16,6 +16,7 @@ import click
 from kitclient.progress import BlobProgress, Outcome, Progress, Silence
 from kitclient.terminal import visible
 from kitspec.descriptor import Descriptor
+from kitspec.media_types import FILEPATH_ANNOTATION, parse_layer_media_type
 
 ProgressStyle = Literal["none", "plain", "fancy"]
 
@@ -145,11 +146,11 @@ class _Bar:
 
 
 def label_of(descriptor: Descriptor) -> str:
-    """A blob in a few words: its kind, and enough of its digest."""
-    kind = descriptor.media_type.rpartition("/")[2].removeprefix("vnd.")
-    for prefix in ("kitops.modelkit.", "cncf.model."):
-        kind = kind.removeprefix(prefix)
-    return f"{visible(kind.partition('.')[0])} {descriptor.digest.encoded[:12]}"
+    """A blob in a few words: its path where it says one, else its kind and enough of its digest."""
+    path = descriptor.annotations.get(FILEPATH_ANNOTATION)
+    layer_type = parse_layer_media_type(descriptor.media_type)
+    kind = layer_type.kind if layer_type is not None else "config"
+    return f"{kind} {visible(path) if path is not None else descriptor.digest.encoded[:12]}"
 
 
 def format_size(count: int) -> str:

@@ -157,6 +157,21 @@ class Staging:
         _remove(self._folder, f"{key}.members")
         return None
 
+    def refuse_file(self, path: str) -> None:
+        """See that no file is at `path` of the target.
+
+        Raises:
+            PathRefused: one is.
+        """
+        *parents, name = path.split("/")
+        with folders_below(self._target) as target:
+            try:
+                found = os.stat(name, dir_fd=target.at(parents), follow_symlinks=False)
+            except FileNotFoundError:
+                return
+        if stat.S_ISREG(found.st_mode):
+            raise _exists(path)
+
     def layer(self, key: str) -> LayerTree:
         return LayerTree(self._folder, key)
 
@@ -267,7 +282,7 @@ def _verdict(target: Folders, member: Member, existing: Existing) -> Existing:
             f"'{visible(member.path)}' is {kind_of(found)}; a {wanted} is to be there, and cannot replace it"
         )
     if not member.is_folder and existing is Existing.REFUSE:
-        raise PathRefused(f"path '{visible(member.path)}' already exists")
+        raise _exists(member.path)
     return existing
 
 
@@ -312,7 +327,7 @@ def _move_new(source: int, into: int, name: str, path: str) -> None:
     try:
         os.link(name, name, src_dir_fd=source, dst_dir_fd=into, follow_symlinks=False)
     except FileExistsError as error:
-        raise PathRefused(f"path '{visible(path)}' already exists") from error
+        raise _exists(path) from error
     except OSError as error:
         if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
             raise
@@ -332,6 +347,10 @@ def _holds(folders: Folders, member: Member) -> bool:
     if member.is_folder:
         return stat.S_ISDIR(found.st_mode)
     return stat.S_ISREG(found.st_mode) and identity_of(found) == member.identity
+
+
+def _exists(path: str) -> PathRefused:
+    return PathRefused(f"failed to unpack: path '{visible(path)}' already exists")
 
 
 def _above(path: str) -> Iterator[str]:

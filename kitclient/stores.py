@@ -9,13 +9,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from kitclient.credentials import Credentials
+from kitclient.credentials import Credential, Credentials, CredentialSource
 from kitclient.errors import ClientError
 from kitclient.image_layout import LayoutRegistry
 from kitclient.locations import Locations
 from kitclient.remote import RemoteRegistry
+from kitclient.transfer import Place
 from kitclient.transport import TlsOptions
 from kitspec.digest import Digest
+from kitspec.errors import ManifestUnknown, NameUnknown
 from kitspec.names import LOCAL_REGISTRY, Reference, RepositoryName, Tag
 
 # The repository of what was packed without a name.
@@ -56,8 +58,13 @@ class Stores:
         return LayoutRegistry(self.locations.storage, host)
 
     @asynccontextmanager
-    async def remote(self, host: str) -> AsyncIterator[RemoteRegistry]:
+    async def remote(
+        self, host: str, *, credential: Credential | None = None
+    ) -> AsyncIterator[RemoteRegistry]:
         """A registry over the network.
+
+        Args:
+            credential: to be used in place of the one that is kept.
 
         Raises:
             ClientError: `host` is none, or cannot be reached.
@@ -72,15 +79,46 @@ class Stores:
             plain_http=plain_http,
             tls=self.network.tls,
             proxy=self.network.proxy,
-            credentials=self.credentials().get,
+            credentials=self.credentials().get if credential is None else _only(credential),
             concurrency=self.network.concurrency,
             uploads=self.locations.uploads,
         )
         async with registry:
             yield registry
 
+    @asynccontextmanager
+    async def find(
+        self, reference: Reference, *, default: Tag | None = LATEST
+    ) -> AsyncIterator[tuple[Place, Tag | Digest]]:
+        """The place that has a reference: the local store if it does, else its registry.
+
+        Raises:
+            ReferenceMissing: it has neither tag nor digest, or nobody has it.
+            OciError, ClientError: its registry cannot be asked.
+        """
+        label, name = wanted(reference, default=default), name_of(reference)
+        async with self.local(reference.registry) as local:
+            try:
+                await local.get_manifest(name, label)
+            except (ManifestUnknown, NameUnknown) as error:
+                if reference.registry == LOCAL_REGISTRY:
+                    raise ReferenceMissing(f"model {reference.display} not found") from error
+            else:
+                yield Place(local, name), label
+                return
+        async with self.remote(reference.registry) as registry:
+            yield Place(registry, name), label
+
     def credentials(self) -> Credentials:
         return Credentials(self.locations.credentials)
+
+
+def _only(credential: Credential) -> CredentialSource:
+    async def get(host: str) -> Credential:
+        _ = host
+        return credential
+
+    return get
 
 
 async def _speaks_tls(host: str) -> bool:

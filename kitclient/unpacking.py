@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,28 +21,24 @@ from kitclient.errors import ClientError
 from kitclient.modelkit import ModelKit, read_modelkit
 from kitclient.pipeline import finished
 from kitclient.progress import Progress, Silence
+from kitclient.references import Find, longer, parent_of
 from kitclient.staging import Existing, Member, Staging
 from kitclient.terminal import visible
 from kitclient.transfer import Place
 from kitspec.digest import Digest
 from kitspec.errors import KitfileInvalid
-from kitspec.kitfile import Section, is_model_reference
+from kitspec.kitfile import Section
 from kitspec.kitfile_rules import clean_path
 from kitspec.media_types import FILE_METADATA_ANNOTATION, FILEPATH_ANNOTATION, LEGACY_FILE_METADATA_ANNOTATION
 from kitspec.names import Reference, Tag
 from kitspec.selection import EntryLayer, Filter, includes_kitfile, parse_filter, select_layers
 
-# Chains of kits that refer to kits; kit's own limit.
-_REFERENCES_MAX = 10
 _LAYERS_AT_ONCE = 4
 # No packer reaches this by honest means, but for files of zeros; --max-unpacked lifts it.
 _RATIO_MAX = 1000
 # What others on the file system need while we fill it.
 _ROOM_KEPT = 1024 * 1024 * 1024
 _KITFILE_NAME = "Kitfile"
-
-Find = Callable[[Reference], AbstractAsyncContextManager[tuple[Place, Tag | Digest]]]
-"""Opens the place that has a reference, and says what it is called there."""
 
 
 class UnpackRefused(ClientError):
@@ -63,8 +59,11 @@ class Unpacked:
 
 @dataclass(frozen=True, slots=True)
 class _Fetch:
+    """Attributes: path: of the entry, which is a file or a folder; words: what is said when it begins."""
+
     place: Place
     plan: LayerPlan
+    path: str
     words: str
 
 
@@ -110,7 +109,7 @@ async def unpack(
             notice(f"Found existing Kitfile at {folder / _KITFILE_NAME}")
             kitfile = None
         limit = _limit(fetches, staging.free_bytes, max_unpacked)
-        unpacker = _Unpacker(staging, limit, progress or Silence(), notice)
+        unpacker = _Unpacker(staging, existing, limit=limit, progress=progress or Silence(), notice=notice)
         layers = await unpacker.stage(fetches, kitfile, folder)
         # Not to be interrupted: it takes no time, and half of it would be neither here nor there.
         kept = await finished(asyncio.to_thread(staging.place, layers, existing))
@@ -119,9 +118,16 @@ async def unpack(
 
 class _Unpacker:
     def __init__(
-        self, staging: Staging, limit: UnpackLimit, progress: Progress, notice: Callable[[str], None]
+        self,
+        staging: Staging,
+        existing: Existing,
+        *,
+        limit: UnpackLimit,
+        progress: Progress,
+        notice: Callable[[str], None],
     ) -> None:
         self._staging = staging
+        self._existing = existing
         self._limit = limit
         self._progress = progress
         self._notice = notice
@@ -156,6 +162,9 @@ class _Unpacker:
             if members is not None:
                 bar.end("exists")
                 return members
+            if self._existing is Existing.REFUSE:
+                # An entry that is a file and is there: no need to fetch it in order to say so.
+                await asyncio.to_thread(self._staging.refuse_file, fetch.path)
             tree = await asyncio.to_thread(self._staging.layer, fetch.plan.key)
             try:
                 async with fetch.place.registry.open_blob(
@@ -194,25 +203,17 @@ async def _plan(
                 warn(
                     f"dataset {dataset.name} is not in the kit but at {dataset.remote_path}, and is not unpacked"
                 )
-        parent = kit.kitfile.model.path if kit.kitfile.model is not None else ""
+        parent = parent_of(kit.kitfile)
         parent_filters = _for_parent(filters)
-        if not is_model_reference(parent) or not parent_filters:
+        if parent is None or not parent_filters:
             # Layers that give the same files are one: an empty one may belong to several entries.
             return list({fetch.plan.key: fetch for plan in plans for fetch in plan}.values())
-        chain = _longer(chain, parent)
+        chain = longer(chain, parent)
         if find is None:
             raise UnpackRefused(f"the model is the one of {parent}, and nobody said where to find that")
         notice(f"Unpacking referenced modelkit {parent}")
         place, reference = await stack.enter_async_context(find(Reference.parse(parent)))
         kit, filters = await read_modelkit(place, reference), parent_filters
-
-
-def _longer(chain: list[str], reference: str) -> list[str]:
-    if reference in chain:
-        raise UnpackRefused(f"found cycle in modelkit references: [{'=>'.join([*chain, reference])}]")
-    if len(chain) >= _REFERENCES_MAX:
-        raise UnpackRefused(f"reached maximum number of model references: [{'=>'.join(chain)}]")
-    return [*chain, reference]
 
 
 def _for_parent(filters: Sequence[Filter]) -> list[Filter]:
@@ -235,7 +236,7 @@ def _fetch(place: Place, pair: EntryLayer) -> _Fetch:
     elif pair.layer_type.family == "kitops" and pair.entry.digest is None and "/" in path:
         # Before 0.5 the names in a layer were relative to the folder that its path is in.
         plan = replace(plan, path=_checked(path.rpartition("/")[0]))
-    return _Fetch(place, plan, _words(pair))
+    return _Fetch(place, plan, path, _words(pair))
 
 
 def _words(pair: EntryLayer) -> str:

@@ -1,0 +1,82 @@
+"""`kitclient login` and `logout`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from kitclient.commands.application import (
+    Application,
+    asynchronous,
+    global_options,
+    network_options,
+    pass_application,
+)
+
+
+@click.command()
+@click.argument("registry", metavar="REGISTRY")
+@click.option("-u", "--username", metavar="NAME")
+@click.option(
+    "-p",
+    "--password",
+    metavar="PASSWORD",
+    help="Seen by everybody who lists processes; rather --password-stdin.",
+)
+@click.option("--password-stdin", is_flag=True, help="Read the password from stdin.")
+@network_options
+@global_options
+@pass_application
+@asynchronous
+async def login(
+    app: Application, registry: str, username: str | None, password: str | None, *, password_stdin: bool
+) -> None:
+    """Check credentials with a registry and keep them.
+
+    \b
+    kitclient login registry.example.com -u ann
+    pass registry | kitclient login registry.example.com -u ann --password-stdin
+    """
+    from kitclient.credentials import Credential, canonical_host
+
+    if password is not None and password_stdin:
+        raise click.UsageError("--password and --password-stdin exclude each other")
+    host = canonical_host(registry)
+    username, password = _ask(username, password, password_stdin=password_stdin)
+    if not password:
+        raise click.UsageError("a password is wanted")
+    credential = Credential(username, password) if username else Credential(identity_token=password)
+    stores = app.stores
+    async with stores.remote(host, credential=credential) as remote:
+        await remote.ping()
+    await stores.credentials().store(host, credential)
+    app.console.info("Log in successful")
+
+
+@click.command()
+@click.argument("registry", metavar="REGISTRY")
+@global_options
+@pass_application
+@asynchronous
+async def logout(app: Application, registry: str) -> None:
+    """Forget the credentials of a registry.
+
+    \b
+    kitclient logout registry.example.com
+    """
+    from kitclient.credentials import canonical_host
+
+    await app.stores.credentials().erase(canonical_host(registry))
+    app.console.info(f"Successfully logged out from {registry}")
+
+
+def _ask(username: str | None, password: str | None, *, password_stdin: bool) -> tuple[str, str]:
+    if password_stdin:
+        # One line: what comes out of a password manager ends in a newline that is no part of it.
+        return username or "", sys.stdin.readline(64 * 1024).rstrip("\r\n")
+    if username is None and password is None:
+        username = click.prompt("Username", default="", show_default=False, err=True)
+    if password is None:
+        password = click.prompt("Password" if username else "Token", hide_input=True, err=True)
+    return username or "", password
