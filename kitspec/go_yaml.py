@@ -1,8 +1,8 @@
 """YAML as Go's yaml.v3 reads scalars and as kit writes it: block style, two spaces, never folded.
 
 Resolution is YAML 1.2's core schema with yaml.v3's additions (0b, 0777, 1_000, dates); what YAML 1.1 would take for something
-else than text is quoted. One departure: text with U+2028 or U+2029, which yaml.v3 writes so that it reads back changed,
-stands in double quotes. Source: YAML 1.2.2; the documentation of yaml.v3; what kit 1.7 was seen to write.
+else than text is quoted. Where yaml.v3 writes what reads back as something else, this does not follow: text with U+2028 or
+U+2029 stands in double quotes, a line break or a tab at the beginning of text is kept, and the key `<<` is quoted. Source: YAML 1.2.2; the documentation of yaml.v3; what kit 1.7 was seen to write.
 """
 
 from __future__ import annotations
@@ -159,31 +159,30 @@ def format_float(number: float) -> str:
     return f"{number:.{decimals}f}"
 
 
-def _block(value: object, indent: int, *, in_sequence: bool = False) -> Iterator[str]:
-    """The lines of a collection; the first one without its indentation when it stands behind `- `."""
-    items: Iterator[tuple[str, object]]
+def _block(value: object, indent: int, *, continues_line: bool = False) -> Iterator[str]:
+    """The lines of a collection; the first without its margin when it stands behind `- ` or `: `."""
+    margin = "" if continues_line else " " * indent
     if isinstance(value, Mapping):
-        items = ((f"{_key(str(key), indent)}:", item) for key, item in value.items())
+        for key, item in value.items():
+            is_simple = _is_simple_key(str(key))
+            head = _scalar(str(key), indent) if key != "<<" else '"<<"'  # plain, it would merge
+            yield f"{margin}{head}:" if is_simple else f"{margin}? {head}\n{' ' * indent}:"
+            yield from _value(item, indent, continues_line=not is_simple)
+            margin = " " * indent
     else:
         assert isinstance(value, list)
-        items = (("-", item) for item in value)
-    margin = "" if in_sequence else " " * indent
-    for head, item in items:
-        yield f"{margin}{head}"
-        yield from _value(item, indent, behind_dash=head == "-")
-        margin = " " * indent
+        for item in value:
+            yield f"{margin}-"
+            yield from _value(item, indent, continues_line=True)
+            margin = " " * indent
 
 
-def _value(value: object, indent: int, *, behind_dash: bool) -> Iterator[str]:
+def _value(value: object, indent: int, *, continues_line: bool) -> Iterator[str]:
     if isinstance(value, FlowList):
         yield f" [{', '.join(_scalar(item, indent, in_flow=True) for item in value)}]\n"
     elif isinstance(value, Mapping | list) and value:
-        if behind_dash:
-            yield " "
-            yield from _block(value, indent + 2, in_sequence=True)
-        else:
-            yield "\n"
-            yield from _block(value, indent + 2)
+        yield " " if continues_line else "\n"
+        yield from _block(value, indent + 2, continues_line=continues_line)
     elif isinstance(value, Mapping):
         yield " {}\n"
     elif isinstance(value, list):
@@ -192,12 +191,12 @@ def _value(value: object, indent: int, *, behind_dash: bool) -> Iterator[str]:
         yield f" {_scalar(value, indent)}\n"
 
 
-def _key(text: str, indent: int) -> str:
-    if text == "<<":  # would merge
-        return '"<<"'
-    if len(text.encode()) > 128 or "\n" in text:
-        return f"? {_scalar(text, indent)}\n{' ' * indent}"
-    return _scalar(text, indent)
+_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
+
+
+def _is_simple_key(text: str) -> bool:
+    """Fits before a colon; otherwise it stands behind a question mark."""
+    return len(text.encode()) <= 128 and _BREAK.search(text) is None
 
 
 def _scalar(value: object, indent: int, *, in_flow: bool = False) -> str:
@@ -275,7 +274,7 @@ def _has_indicator(text: str, *, in_flow: bool) -> bool:
 
 
 def _literal(text: str, indent: int) -> str:
-    hint = "2" if text[0] in " \n" else ""
+    hint = "2" if text[0] in " \n\t" else ""
     chomp = "" if text.endswith("\n") else "-"
     if text == "\n" or text.endswith("\n\n"):
         chomp = "+"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_
 
 from kitspec.digest import Digest
 from kitspec.errors import ContentInvalid, DigestInvalid, KitfileInvalid, ReferenceInvalid
-from kitspec.go_json import to_go_json
+from kitspec.go_json import format_float, to_go_json
 from kitspec.go_yaml import FlowList, sort_naturally, to_go_yaml
 from kitspec.media_types import LayerKind
 from kitspec.names import Reference
@@ -30,9 +30,6 @@ ENTRY_COUNT_MAX = 20_000
 FILE_NAMES = ("Kitfile", "kitfile", ".kitfile")
 """Where to look for a Kitfile in a folder; the first that is there counts."""
 MANIFEST_VERSION = "1.0.0"
-
-# Beyond it a float has no room for every integer.
-_EXACT_INTEGER_MAX = 2**53
 
 
 class Section(StrEnum):
@@ -326,14 +323,16 @@ def _members(value: Any, *, for_config: bool) -> dict[str, Any]:  # noqa: ANN401
         item = getattr(value, field.attribute)
         if field.kind is Digest and not for_config:
             continue
-        if _is_empty(item) and not _always_written(of, field, for_config=for_config):
+        if _is_empty(item, field) and not _always_written(of, field, for_config=for_config):
             continue
         members[field.key] = _form(item, field, for_config=for_config)
     return members
 
 
-def _is_empty(item: object) -> bool:
-    return item is None or item in ("", ()) or (isinstance(item, Package) and item == Package())
+def _is_empty(item: object, field: _Field) -> bool:
+    if field.kind is Any:
+        return item is None
+    return item is None or item in ("", (), Package())
 
 
 def _form(item: Any, field: _Field, *, for_config: bool) -> object:  # noqa: ANN401  (any value of the schema)
@@ -491,6 +490,6 @@ def _go_numbers(value: object) -> object:
         return [_go_numbers(item) for item in value]
     if isinstance(value, dict):
         return {key: _go_numbers(item) for key, item in value.items()}
-    if type(value) is int and abs(value) <= _EXACT_INTEGER_MAX:
+    if type(value) is int and format_float(float(value)) == str(value):
         return float(value)
     return value

@@ -96,7 +96,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _integer(text: str) -> int | float:
     if text == "-0":
         return -0.0  # a number, but not an integer of ours: int() would make a valid size of it
-    if len(text) > 400:
+    if len(text) > 300:  # none that a float could hold
         raise ContentInvalid(f"a number of {len(text)} digits")
     return int(text)
 
