@@ -267,28 +267,44 @@ async def test_INV_17_a_full_disk_keeps_nothing_of_a_record_and_the_old_one_stay
 
 
 class FailingSync:
-    """Every fsync fails from now on, or as many as said."""
+    """Every fsync fails from now on, or the n-th alone."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int, times: int = 1_000) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int, nth: int | None = None) -> None:
         self._code = code
-        self._left = times
+        self._nth = nth
+        self._count = 0
         self._sync = os.fsync
         monkeypatch.setattr(os, "fsync", self)
         monkeypatch.setattr(os, "fdatasync", self)
 
     def __call__(self, descriptor: int) -> None:
-        self._left -= 1
-        if self._left >= 0:
+        self._count += 1
+        if self._nth in {None, self._count}:
             raise OSError(self._code, os.strerror(self._code))
         self._sync(descriptor)
 
 
+@pytest.mark.parametrize("nth", [1, 2], ids=["file", "folder"])
+async def test_X_05_a_new_record_whose_fsync_failed_is_never_served(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    FailingSync(monkeypatch, errno.EIO, nth)
+
+    with pytest.raises(StorageUnavailable, match="EIO"):
+        await backend.write("a", b"1")
+
+    assert await keys_of(backend) == []
+    with pytest.raises(StorageUnavailable, match="fsync"):
+        await backend.probe()
+
+
+@pytest.mark.parametrize("nth", [1, 2], ids=["file", "folder"])
 async def test_X_05_B_202_content_whose_fsync_failed_is_never_served(
-    backend: LocalBackend, root: Path, monkeypatch: pytest.MonkeyPatch
+    backend: LocalBackend, root: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
     upload = await backend.begin_upload("u")
     await append(upload, b"content", last=True)
-    FailingSync(monkeypatch, errno.EIO, times=1)
+    FailingSync(monkeypatch, errno.EIO, nth)
 
     with pytest.raises(StorageUnavailable, match="EIO") as caught:
         await upload.commit("x")
@@ -308,7 +324,7 @@ async def test_X_05_an_append_whose_fsync_failed_discards_the_upload(
     backend: LocalBackend, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = await backend.begin_upload("u")
-    FailingSync(monkeypatch, errno.EIO, times=1)
+    FailingSync(monkeypatch, errno.EIO, nth=1)
 
     with pytest.raises(StorageUnavailable):
         await append(upload, b"content")
@@ -322,7 +338,7 @@ async def test_X_05_an_append_whose_fsync_failed_discards_the_upload(
 async def test_an_fsync_that_finds_the_disk_full_does_not_condemn_the_disk(
     backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FailingSync(monkeypatch, errno.ENOSPC, times=1)
+    FailingSync(monkeypatch, errno.ENOSPC, nth=1)
 
     with pytest.raises(StorageFull):
         await backend.write("a", b"")
