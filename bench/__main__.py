@@ -7,15 +7,17 @@ import datetime as dt
 import os
 import platform
 import re
+import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import manifest_load, packing, servers
 from bench.figures import GIB, Measure, as_markdown, as_text, judge, table
-from bench.servers import CACHE, Candidate
+from bench.servers import CACHE, Candidate, ServerFailed
+from bench.wire import UnexpectedReply
 from bench.workloads import QUICK, WORKLOADS, Material, Scale, Workload
 
 DOCUMENT = Path("docs/performance.md")
@@ -37,18 +39,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scale = QUICK if options.quick else Scale()
     candidates = options.candidates or _default_candidates()
     CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="run-", dir=options.scratch or CACHE) as scratch:
-        session = Session(Path(scratch), scale, options.rounds or scale.rounds, options.workers)
-        tables = []
-        workloads = [workload for workload in WORKLOADS if not options.only or workload.name in options.only]
-        if workloads:
-            tables += _measure_servers(workloads, candidates, session)
-        if not options.only or PACKING in options.only:
-            tables += _measure_clients(candidates[0], session)
-    for cells in tables:
-        print(f"\n{as_text(cells)}")
+    try:
+        with tempfile.TemporaryDirectory(prefix="run-", dir=options.scratch or CACHE) as scratch:
+            session = Session(Path(scratch), scale, options.rounds or scale.rounds, options.workers)
+            tables = list(_measured(options.only, candidates, session))
+    except (ServerFailed, UnexpectedReply, packing.ClientFailed) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
     if options.markdown:
         _write_document(tables, session)
+
+
+def _measured(
+    only: Sequence[str] | None, candidates: Sequence[Candidate], session: Session
+) -> Iterator[Cells]:
+    """The tables, each printed as soon as it is there."""
+    workloads = [workload for workload in WORKLOADS if not only or workload.name in only]
+    if workloads:
+        yield from map(_printed, _measure_servers(workloads, candidates, session))
+    if not only or PACKING in only:
+        yield from map(_printed, _measure_clients(candidates[0], session))
+
+
+def _printed(cells: Cells) -> Cells:
+    print(f"\n{as_text(cells)}\n", flush=True)
+    return cells
 
 
 def _parser() -> argparse.ArgumentParser:
