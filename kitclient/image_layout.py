@@ -90,15 +90,16 @@ class LayoutRegistry:
     async def open_blob(
         self, name: RepositoryName, digest: Digest, span: ByteSpan | None = None
     ) -> AsyncIterator[BlobBody]:
+        body = _FileBody(self, self.layout.blob_path(digest))
         try:
-            file, size = await self._run(bind(_open, self.layout.blob_path(digest)))
-        except FileNotFoundError as error:
-            raise _blob_unknown(name, digest) from error
-        wanted = span or ByteSpan(0, size)
-        body = _FileBody(self, file, ByteSpan(wanted.start, min(wanted.stop, size)))
-        try:
+            try:
+                size = await self._run(body.open)
+            except FileNotFoundError as error:
+                raise _blob_unknown(name, digest) from error
             if span is not None and not 0 <= span.start < min(size, span.stop):
                 raise RangeInvalid(f"{span} does not begin inside the {size} bytes of {digest}", size=size)
+            if span is not None:
+                body.span = ByteSpan(span.start, min(span.stop, size))
             yield body
         finally:
             await body.close()
@@ -130,12 +131,13 @@ class LayoutRegistry:
         progress = progress or Silence()
         partial = partial_of(self.layout, blob.digest)
         while True:
-            resumed = await self._claim(partial, blob)
-            if resumed is None:
-                progress.advance(blob.size)
-                return
+            resumed: bool | None = False
             try:
-                await self._fill(partial, blob, read, progress)
+                resumed = await self._claim(partial, blob)
+                if resumed is None:
+                    progress.advance(blob.size)
+                else:
+                    await self._fill(partial, blob, read, progress)
                 return
             except DigestInvalid:
                 # What an earlier life left was bad, perhaps by a power cut: once more from the beginning.
@@ -459,29 +461,37 @@ class LayoutUpload:
         self._busy = True
         try:
             await self._registry._run(bind(self._partial.claim, create=False))
-            try:
-                yield
-            finally:
-                await self._registry._run(self._partial.release)
+            yield
         finally:
-            self._busy = False
+            try:
+                # Also after a claim that was cancelled: its thread may have had it.
+                await self._registry._run(self._partial.release)
+            finally:
+                self._busy = False
 
 
 class _FileBody:
     """A span of an open file; the next piece is read while the last one is being used."""
 
-    def __init__(self, registry: LayoutRegistry, file: int, span: ByteSpan) -> None:
+    def __init__(self, registry: LayoutRegistry, path: Path) -> None:
+        self.span = ByteSpan(0, 0)
         self._registry = registry
-        self._file = file
-        self._span = span
+        self._path = path
+        self._file = -1
         self._reading: asyncio.Future[bytes] | None = None
 
     @property
     def size(self) -> int:
-        return self._span.size
+        return self.span.size
+
+    def open(self) -> int:
+        """Open the file; its size. Called in a thread: what it opens is kept here, though its caller be cancelled."""
+        self._file = os.open(self._path, os.O_RDONLY)
+        self.span = ByteSpan(0, os.fstat(self._file).st_size)
+        return self.span.stop
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        position, stop = self._span.start, self._span.stop
+        position, stop = self.span.start, self.span.stop
         self._read(position)
         while position < stop:
             assert self._reading is not None
@@ -496,19 +506,15 @@ class _FileBody:
         """Nobody may still be reading when the file's number goes to another file."""
         if self._reading is not None:
             await asyncio.wait([self._reading])
-        await self._registry._run(bind(os.close, self._file))
+        if self._file >= 0:
+            await self._registry._run(bind(os.close, self._file))
 
     def _read(self, position: int) -> None:
-        size = min(_BATCH_SIZE, self._span.stop - position)
+        size = min(_BATCH_SIZE, self.span.stop - position)
         if size > 0:
             self._reading = asyncio.ensure_future(
                 self._registry._run(bind(os.pread, self._file, size, position))
             )
-
-
-def _open(path: Path) -> tuple[int, int]:
-    file = os.open(path, os.O_RDONLY)
-    return file, os.fstat(file).st_size
 
 
 def _point(entries: list[Entry], repository: str, manifest: Descriptor, tags: tuple[Tag, ...]) -> None:
