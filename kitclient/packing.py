@@ -11,7 +11,7 @@ import datetime as dt
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from kitclient.blob_stream import count
 from kitclient.compression import Compression, deflater
 from kitclient.errors import ClientError
 from kitclient.image_layout import LayoutUpload
-from kitclient.pipeline import batches, finished, pieces_of
+from kitclient.pipeline import batches, finished, own_threads, pieces_of
 from kitclient.progress import Progress, Silence
 from kitclient.source_tree import SourceFile, SourceInvalid, SourceTree, ignore_rules
 from kitclient.terminal import visible
@@ -124,10 +124,14 @@ async def pack(
     tree = SourceTree(
         folder, [*paths, *map(clean_path, parent_paths)], rules, skip_litter=style.form != "1.7", warn=warn
     )
-    with ThreadPoolExecutor(2 * _LAYERS_AT_ONCE, thread_name_prefix="pack") as threads:
+    with own_threads(2 * _LAYERS_AT_ONCE, "pack") as threads:
         packer = _Packer(tree, place, style, threads, progress or Silence(), warn)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(packer.pack(section, entry)) for section, entry in entries]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(packer.pack(section, entry)) for section, entry in entries]
+        except BaseExceptionGroup as errors:
+            # The first is what stopped the others.
+            raise errors.exceptions[0] from None
     layers = [task.result() for task in tasks]
     content, config = _documents(kitfile, layers, style, created or creation_time())
     await _put_config(place, *config)
@@ -161,7 +165,7 @@ class _Packer:
     tree: SourceTree
     place: Place
     style: PackStyle
-    threads: ThreadPoolExecutor
+    threads: Executor
     progress: Progress
     warn: Callable[[str], None]
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from kitclient.progress import BlobProgress
@@ -17,6 +18,16 @@ _T = TypeVar("_T")
 _BATCH_SIZE = 1024 * 1024
 
 Worker = Callable[[Sequence[bytes]], None]
+
+
+@contextmanager
+def own_threads(count: int, name: str) -> Iterator[Executor]:
+    """A pool for one piece of work, all of whose turns are over when the block ends: nobody waits for its threads."""
+    threads = ThreadPoolExecutor(count, thread_name_prefix=name)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(wait=False)
 
 
 async def drain(

@@ -203,7 +203,10 @@ class Staging:
                 self._take_back(target, undo)
                 raise
         return [
-            member.path for steps in plan.values() for member, verdict in steps if verdict is Existing.SKIP
+            member.path
+            for steps in plan.values()
+            for member, verdict in steps
+            if verdict is Existing.SKIP and not member.is_folder
         ]
 
     def _recorded(self, key: str) -> list[Member] | None:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from kitclient.archive import LayerPlan, extract
 from kitclient.compression import UnpackLimit
 from kitclient.errors import ClientError
 from kitclient.modelkit import ModelKit, read_modelkit
-from kitclient.pipeline import finished
+from kitclient.pipeline import finished, own_threads
 from kitclient.progress import Progress, Silence
 from kitclient.references import Find, longer, parent_of
 from kitclient.staging import Existing, Member, Staging
@@ -142,7 +142,7 @@ class _Unpacker:
         if kitfile is not None:
             self._notice(f"Unpacking config to {folder / _KITFILE_NAME}")
             layers |= await asyncio.to_thread(_stage_kitfile, self._staging, kitfile)
-        with ThreadPoolExecutor(2 * _LAYERS_AT_ONCE, thread_name_prefix="unpack") as threads:
+        with own_threads(2 * _LAYERS_AT_ONCE, "unpack") as threads:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = {
@@ -154,7 +154,7 @@ class _Unpacker:
                 raise errors.exceptions[0] from None
         return layers | {key: task.result() for key, task in tasks.items()}
 
-    async def _stage_layer(self, fetch: _Fetch, threads: ThreadPoolExecutor) -> list[Member]:
+    async def _stage_layer(self, fetch: _Fetch, threads: Executor) -> list[Member]:
         async with self._turns:
             self._notice(fetch.words)
             bar = self._progress.begin(fetch.plan.descriptor)
