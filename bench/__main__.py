@@ -156,6 +156,8 @@ def _measure_clients(registry: Candidate, session: Session) -> list[Cells]:
     if peer is None:
         print("no `kit` on the PATH: kitclient is measured alone")
     clients = [packing.OURS] if peer is None else [packing.OURS, peer]
+    for client in clients:
+        packing.warm_up(client)
     samples: Samples = defaultdict(lambda: defaultdict(list))
     for case, model in packing.make_models(session.scratch / "models", session.scale).items():
         for number in range(session.rounds):

@@ -52,7 +52,7 @@ _NO_SLOWER = Target("<=", 1.0)
 
 def _row(what: str, case: str) -> Measure:
     # The targets are about the one large file; the many small ones are there to be seen.
-    is_target = case == "1 GiB" and what != "pull"
+    is_target = case == "1 GiB" and what in {"pack", "unpack"}
     return Measure(f"{what} of {case}", "s", more_is_better=False, target=_NO_SLOWER if is_target else None)
 
 
@@ -108,13 +108,24 @@ def _timed(client: Client, spare: int, store: Path, *arguments: str) -> float:
     warm_memory(spare)
     command = [client.command, "--config", str(store), "--progress", "none", *arguments]
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     elapsed = time.perf_counter() - start
     if done.returncode:
         raise ClientFailed(
             f"{' '.join(command)} gave {done.returncode}:\n{done.stdout[-500:]}{done.stderr[-1500:]}"
         )
     return elapsed
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what keeps Python from keeping compiled modules, as an installed command has them."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def warm_up(client: Client) -> None:
+    """Start it once: what the first start alone has to do is not what is measured."""
+    subprocess.run([client.command, "pack", "--help"], capture_output=True, check=True, env=_environment())
+    subprocess.run([client.command, "pull", "--help"], capture_output=True, check=True, env=_environment())
 
 
 def _check(model: Path, target: Path) -> None:
