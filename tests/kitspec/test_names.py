@@ -156,6 +156,7 @@ def test_display_leaves_out_what_nobody_typed():
     assert Reference.parse("reg.io/foo:1").display == "reg.io/foo:1"
     assert Reference.parse(DIGEST).display == DIGEST
     assert Reference.parse("localhost/_").display == ""
+    assert str(Reference.parse("localhost/_")) == "localhost/_"
 
 
 COMPONENTS = st.from_regex(r"[a-z0-9]{1,8}((\.|_|__|-{1,3})[a-z0-9]{1,4}){0,2}", fullmatch=True)
