@@ -167,7 +167,9 @@ class Transport:
         self._authorizer = Authorizer(self.origin, self.host, credentials, self._ask_realm)
 
     async def open(self) -> None:
-        context = await asyncio.to_thread(_ssl_context, self._tls)
+        # Reading the system's certificates takes longer than many a request: without options the library's will do.
+        has_options = self._tls != TlsOptions()
+        context = await asyncio.to_thread(_ssl_context, self._tls) if has_options else True
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context, limit=self._connections, resolver=self._resolver),
             cookie_jar=aiohttp.DummyCookieJar(),
