@@ -326,7 +326,7 @@ async def test_what_is_missing_or_outside_is_an_error(packed):
 
 
 async def test_nothing_is_tagged_and_no_upload_is_left_when_a_pack_fails(
-    folder: Path, tmp_path: Path, packed
+    folder: Path, tmp_path: Path, store: LayoutRegistry, packed
 ):
     write(folder, {"d/a": b"1"})
 
