@@ -7,6 +7,7 @@ import datetime as dt
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
 from collections import defaultdict
@@ -36,6 +37,8 @@ class Session:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
+    # As Ctrl-C: the servers that were started end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     scale = QUICK if options.quick else Scale()
     candidates = options.candidates or _default_candidates()
     CACHE.mkdir(parents=True, exist_ok=True)
