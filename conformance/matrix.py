@@ -1,0 +1,54 @@
+"""MATRIX.md: which version of which client did what with our registry. Same runs, same text: no dates, no times."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+
+from conformance import toolbox
+from conformance.clients.lab import Cell
+
+PATH = toolbox.HERE / "MATRIX.md"
+
+_HEAD = """\
+# Clients that work with the registry
+
+Written by `.venv/bin/python -m conformance --write`; `make conformance` does all of it again and fails when a cell does.
+docs/conformance.md says what each run is.
+
+| tool | version | operation | |
+| --- | --- | --- | --- |
+"""
+
+
+def render(cells: Iterable[Cell], versions: Mapping[str, str]) -> str:
+    rows = []
+    for tool, of_tool in groupby(cells, key=lambda cell: cell.tool):
+        for number, cell in enumerate(of_tool):
+            name, version = (tool, versions[tool]) if number == 0 else ("", "")
+            rows.append(f"| {name} | {version} | {cell.operation} | {'fails' if cell.reason else 'ok'} |\n")
+    return _HEAD + "".join(rows)
+
+
+def versions() -> dict[str, str]:
+    """Of each client, as pinned, or as the installed command says; "?" where it does not."""
+    installed = toolbox.VERSIONS["go"]["installed"]
+    pinned = {tool: installed[tool]["version"].removeprefix("v") for tool in ("crane", "oras", "regctl")}
+    return {
+        **pinned,
+        "oras-py": toolbox.VERSIONS["python"]["oras"],
+        "docker": _asked("dockerd"),
+        "skopeo": _asked("skopeo"),
+    }
+
+
+def _asked(command: str) -> str:
+    try:
+        path = toolbox.debian_command(command)
+    except toolbox.ToolMissing:
+        return "?"
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"\d+\.\d+\.\d+", said)
+    return match[0] if match else "?"

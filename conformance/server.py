@@ -1,0 +1,169 @@
+"""A registry under test: a command, started on a free port with an empty store, and ended by its process id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conformance import toolbox
+
+_START_TIMEOUT_S = 30
+_END_TIMEOUT_S = 15
+_OURS = toolbox.HERE.parent / ".venv" / "bin" / "modelkit-registry"
+
+
+class ServerFailed(Exception):
+    """The server did not start, or ended by itself; the message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """How to start a registry.
+
+    Attributes:
+        name: for reports.
+        command: `{port}`, `{folder}` (its store, empty) and `{config}` (a file holding `config`) are filled in.
+        environment: beside the caller's own.
+        config: text of a configuration file; the same words are filled in.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""
+
+    @contextmanager
+    def running(self, scratch: Path) -> Iterator[str]:
+        """Start it with all that it writes under `scratch`; gives `host:port`.
+
+        Raises:
+            ServerFailed: it does not answer, did not outlive the block, or logged a stack trace.
+        """
+        scratch.mkdir(parents=True, exist_ok=True)
+        port = _free_port()
+        words = {"port": str(port), "folder": str(scratch / "store"), "config": str(scratch / "config.yml")}
+        (scratch / "config.yml").write_text(_fill(self.config, words))
+        (scratch / "store").mkdir()
+        log = scratch / "server.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [_fill(word, words) for word in self.command],
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self._wait_until_it_answers(process, port, log)
+            yield f"127.0.0.1:{port}"
+            if process.poll() is not None:
+                raise ServerFailed(f"{self.name} ended by itself, status {process.returncode}\n{_tail(log)}")
+            if b"Traceback (most recent call last)" in log.read_bytes():
+                raise ServerFailed(f"{self.name} logged a stack trace\n{_tail(log)}")
+        finally:
+            _end(process)
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServerFailed(f"{self.name} ended with status {process.returncode}\n{_tail(log)}")
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=5) as reply:
+                    if reply.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.05)
+        raise ServerFailed(f"{self.name} did not answer within {_START_TIMEOUT_S} s\n{_tail(log)}")
+
+
+def ours(*, storage: str = "local", workers: int = 1, sparse: bool = False) -> Subject:
+    """Our server on a folder (`local`) or on nothing (`memory`)."""
+    store = {"local": "{folder}", "memory": "memory://"}[storage]
+    command = (
+        str(_OURS),
+        "serve",
+        "--listen",
+        "127.0.0.1:{port}",
+        "--storage",
+        store,
+        "--workers",
+        str(workers),
+    )
+    environment = {"MODELREG_MANIFESTS_ALLOWSPARSE": "true"} if sparse else {}
+    return Subject(f"ours, {storage}, {workers} worker{'s' if workers > 1 else ''}", command, environment)
+
+
+def olareg() -> Subject:
+    command = (
+        *(
+            str(toolbox.go_tool("olareg")),
+            "serve",
+            "--addr",
+            "127.0.0.1",
+            "--port",
+            "{port}",
+            "--dir",
+            "{folder}",
+        ),
+        *("--api-delete", "--api-blob-delete"),
+    )
+    return Subject(_named("olareg"), command)
+
+
+def distribution() -> Subject:
+    config = """\
+version: 0.1
+log: {accesslog: {disabled: true}, level: warn}
+storage: {filesystem: {rootdirectory: "{folder}"}, delete: {enabled: true}}
+http: {addr: "127.0.0.1:{port}"}
+"""
+    command = (str(toolbox.go_tool("registry")), "serve", "{config}")
+    return Subject(
+        _named("registry").replace("registry", "Distribution"),
+        command,
+        {"OTEL_TRACES_EXPORTER": "none"},
+        config,
+    )
+
+
+def _named(tool: str) -> str:
+    pins = toolbox.VERSIONS["go"]
+    pin = pins["locked"].get(tool) or pins["installed"][tool]
+    return f"{tool} {pin['version'].removeprefix('v')}"
+
+
+def _fill(text: str, words: Mapping[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(f"{{{word}}}", value)
+    return text
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-3000:]
