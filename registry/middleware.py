@@ -14,6 +14,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from kitspec.errors import (
+    BlobUploadInvalid,
     NameUnknown,
     OciError,
     RangeInvalid,
@@ -26,6 +27,7 @@ from kitspec.errors import (
 from kitspec.http_fields import format_upload_range
 from registry.answer_memo import Answer, AnswerMemo
 from registry.api.call import Call, Services
+from registry.body import discard
 from registry.connection import Connection
 from registry.hosted import Versions
 from registry.logs import access_log, request_id
@@ -43,8 +45,11 @@ class Request(web.BaseRequest):
 
     answer_headers: Mapping[str, str] = _OWN_HEADERS  # of one that never reached Dispatch, too
 
+    is_answered = False
+
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         response.headers.update(self.answer_headers)
+        self.is_answered = True
 
 
 def make_request(
@@ -84,7 +89,7 @@ class Dispatch:
         label = LABELS[target.endpoint] if target is not None else "other"
         metrics = self._services.metrics
         metrics.request_started(label)
-        status = 499  # nginx's word for a client that left; also for what a drain cuts off
+        status = 499  # what a drain cuts off is not answered
         try:
             response = await self._answer(request, target)
             status = response.status
@@ -109,26 +114,54 @@ class Dispatch:
         return response
 
     async def _answer(self, request: Request, target: Target | None) -> web.StreamResponse:
+        call: Call | None = None
         try:
             with translated():
                 call, handler = self._find(request, target)
                 response = await handler(call)
+            if not response.prepared:
+                # Here, so that the memo sees the headers, and the counters the bytes, as they are sent.
+                await response.prepare(request)
+                if call.versions and isinstance(response, web.Response):
+                    self._remember(request, response, call.versions)
+                await response.write_eof()
         except OciError as error:
-            call, response = None, error_response(request, error)
-        except (ConnectionError, RequestPayloadError):
-            # The client is gone or sent what cannot be read; what arrived of an upload is kept.
-            raise
+            return await self._refuse(request, error)
+        except RequestPayloadError:
+            # What arrived of an upload before is kept.
+            return await self._refuse(
+                request, BlobUploadInvalid("the body of the request is not well-formed HTTP")
+            )
+        except ConnectionError:
+            return self._break_off(request)
         except Exception:
             logger.exception("an unexpected error; the client saw only the request's id")
             failure = ServerError(f"an internal error; the log has it under {request_id.get()}")
-            call, response = None, error_response(request, failure)
-        if not response.prepared:
-            # Here, so that the memo sees the headers, and the counters the bytes, as they are sent.
-            await response.prepare(request)
-            if call is not None and call.versions and isinstance(response, web.Response):
-                self._remember(request, response, call.versions)
-            await response.write_eof()
+            return await self._refuse(request, failure)
         return response
+
+    async def _refuse(self, request: Request, error: OciError) -> web.StreamResponse:
+        if request.is_answered:
+            # Headers promise bytes that do not come: never a clean end of a wrong body.
+            logger.error("an answer was broken off: %s", error)
+            return self._break_off(request)
+        response = error_response(request, error)
+        is_all_read = request.content.at_eof()
+        if not is_all_read:
+            response.force_close()
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+            if not is_all_read and not await discard(request):
+                self._break_off(request)
+        except (ConnectionError, RequestPayloadError):
+            self._break_off(request)
+        return response
+
+    def _break_off(self, request: Request) -> web.StreamResponse:
+        """Close the connection now; what is returned is for the log."""
+        request.protocol.force_close()
+        return web.Response(status=499)  # nginx's word for a client that left
 
     def _remember(self, request: Request, response: web.Response, versions: Versions) -> None:
         protocol = request.protocol

@@ -66,11 +66,15 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
     yield
 
-    if _open_descriptors() - descriptors:
+    if _opened_since(descriptors):
         gc.collect()
-    # A number that was closed may be open again, for something else.
-    kinds = {name for _, name in _open_descriptors() - descriptors if not name.startswith(_OF_THE_LOOP)}
+    kinds = _opened_since(descriptors)
     assert not kinds, f"open: {kinds}"
+
+
+def _opened_since(descriptors: set[tuple[str, str]]) -> set[str]:
+    # A number that was closed may be open again, for something else.
+    return {name for _, name in _open_descriptors() - descriptors if not name.startswith(_OF_THE_LOOP)}
 
 
 @pytest.fixture

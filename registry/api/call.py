@@ -11,6 +11,7 @@ from aiohttp import web
 
 from kitspec.errors import ManifestTooLarge, QueryInvalid
 from kitspec.names import RepositoryName
+from registry.body import pieces_of
 from registry.hosted import HostedRegistry, Versions
 
 if TYPE_CHECKING:
@@ -110,13 +111,9 @@ class Call:
         """`Content-Length`; None for a chunked body."""
         return self.request.content_length
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives; the client is told to send it only now, if it asked."""
-        request = self.request
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        async for chunk in request.content.iter_any():
-            yield chunk
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives."""
+        return pieces_of(self.request)
 
     async def read_manifest(self, size_max: int) -> bytes:
         """The body of a manifest PUT.

@@ -36,7 +36,7 @@ async def served(config: Config) -> AsyncIterator[str]:
             await worker
 
 
-def configured(storage: dict[str, Any], **sections: Any) -> Config:
+def configured(storage: dict[str, Any], /, **sections: Any) -> Config:
     """A configuration for tests: one worker, a short drain, no log of requests."""
     http = {"draintimeout": 5, **sections.pop("http", {})}
     log = {"accesslog": {"disabled": True}}
