@@ -22,7 +22,7 @@ from kitclient.modelkit import ModelKit, read_modelkit
 from kitclient.pipeline import finished, own_threads
 from kitclient.progress import Progress, Silence
 from kitclient.references import Find, longer, parent_of
-from kitclient.staging import Existing, Member, Staging
+from kitclient.staging import Existing, LayerTree, Member, Staging
 from kitclient.terminal import visible
 from kitclient.transfer import Place
 from kitspec.digest import Digest
@@ -165,8 +165,11 @@ class _Unpacker:
             if self._existing is Existing.REFUSE:
                 # An entry that is a file and is there: no need to fetch it in order to say so.
                 await asyncio.to_thread(self._staging.refuse_file, fetch.path)
-            tree = await asyncio.to_thread(self._staging.layer, fetch.plan.key)
+            opened: list[LayerTree] = []
             try:
+                # Not lost when we are cancelled meanwhile: it holds a folder open.
+                await finished(asyncio.to_thread(lambda: opened.append(self._staging.layer(fetch.plan.key))))
+                (tree,) = opened
                 async with fetch.place.registry.open_blob(
                     fetch.place.name, fetch.plan.descriptor.digest
                 ) as body:
@@ -178,9 +181,10 @@ class _Unpacker:
                 bar.end("failed")
                 raise
             finally:
-                await finished(asyncio.to_thread(tree.close))
+                for tree in opened:
+                    await finished(asyncio.to_thread(tree.close))
             bar.end("done")
-            return tree.members
+            return opened[0].members
 
 
 async def _plan(
@@ -323,32 +327,33 @@ def _stage_kitfile(staging: Staging, content: bytes) -> dict[str, list[Member]]:
 async def _folder(target: Path) -> AsyncIterator[Path]:
     """The target, resolved; what was made of it goes again if nothing comes into it."""
 
-    def make() -> tuple[Path, list[Path]]:
-        folder = Path(os.path.realpath(target))
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return folder, missing
+    folder = Path(await asyncio.to_thread(os.path.realpath, target))
+    made: list[Path] = []
 
-    def remove(made: list[Path]) -> None:
+    def make() -> None:
+        made.extend(path for path in (folder, *folder.parents) if not path.exists())
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    def remove() -> None:
         for path in made:
             with suppress(OSError):
                 path.rmdir()
 
     try:
-        folder, made = await asyncio.to_thread(make)
-    except OSError as error:
-        raise UnpackRefused(f"failed to create directory {target}: {error.strerror}") from error
-    try:
+        try:
+            await finished(asyncio.to_thread(make))
+        except OSError as error:
+            raise UnpackRefused(f"failed to create directory {target}: {error.strerror}") from error
         yield folder
     except BaseException:
-        await finished(asyncio.to_thread(remove, made))
+        await finished(asyncio.to_thread(remove))
         raise
 
 
 @asynccontextmanager
 async def _in_thread(staging: Staging) -> AsyncIterator[Staging]:
-    await finished(asyncio.to_thread(staging.__enter__))
     try:
+        await finished(asyncio.to_thread(staging.__enter__))
         yield staging
     finally:
         await finished(asyncio.to_thread(staging.__exit__, None, None, None))

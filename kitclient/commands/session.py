@@ -17,7 +17,7 @@ from kitclient.commands.application import (
 
 @click.command()
 @click.argument("registry", metavar="REGISTRY")
-@click.option("-u", "--username", metavar="NAME")
+@click.option("-u", "--username", metavar="NAME", help="Asked for otherwise.")
 @click.option(
     "-p",
     "--password",

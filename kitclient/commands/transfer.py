@@ -87,8 +87,8 @@ async def pull(app: Application, reference: str) -> None:
         if parsed.further_tags:
             raise click.UsageError("cannot pull multiple tags")
         label, name = wanted(parsed), name_of(parsed)
-        app.console.info(f"Pulling {parsed.display}")
         async with app.stores.remote(parsed.registry) as remote, app.stores.local(parsed.registry) as local:
+            app.console.info(f"Pulling {parsed.display}")
             kit = await read_modelkit(Place(remote, name), label)
             copied = await copy(
                 Place(remote, name),

@@ -93,6 +93,7 @@ async def unpack(  # noqa: PLR0917  (click's)
         raise click.UsageError("--overwrite and --ignore-existing exclude each other")
     if not filters:
         filters = tuple(section for section in _SECTIONS if sections[section])
+    chosen = [parse_filter(text) for text in filters]
     existing = Existing.REPLACE if overwrite else Existing.SKIP if ignore_existing else Existing.REFUSE
     stores = app.stores
     async with stores.find(parsed) as (place, label):
@@ -100,7 +101,7 @@ async def unpack(  # noqa: PLR0917  (click's)
             place,
             label,
             Path(directory),
-            filters=[parse_filter(text) for text in filters],
+            filters=chosen,
             existing=existing,
             max_unpacked=max_unpacked,
             find=stores.find,
