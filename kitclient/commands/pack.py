@@ -69,6 +69,7 @@ async def pack(
     kitclient pack . -t localhost:5000/team/model:v1
     kitclient pack . -f training.kitfile -t team/model:v1,latest
     """
+    from kitclient.allocator import keep_large_buffers
     from kitclient.packing import PackStyle
     from kitclient.packing import pack as pack_folder
     from kitclient.references import parents_of
@@ -84,6 +85,7 @@ async def pack(
     check_kitfile(content)
     for warning in warnings_of(content):
         app.console.warn(warning)
+    keep_large_buffers()
     stores = app.stores
     host = reference.registry if reference is not None else LOCAL_REGISTRY
     name = name_of(reference) if reference is not None else UNNAMED

@@ -27,11 +27,13 @@ async def push(app: Application, source: str, destination: str | None) -> None:
     kitclient push localhost:5000/team/model:v1
     kitclient push team/model:v1 registry.example.com/team/model:v1
     """
+    from kitclient.allocator import keep_large_buffers
     from kitclient.stores import LATEST, ReferenceMissing, name_of, wanted
     from kitclient.transfer import Place, copy
     from kitspec.errors import ManifestUnknown, NameUnknown
     from kitspec.names import LOCAL_REGISTRY, Reference
 
+    keep_large_buffers()
     here = Reference.parse(source)
     there = Reference.parse(destination) if destination is not None else here
     if there.registry == LOCAL_REGISTRY:
@@ -72,6 +74,7 @@ async def pull(app: Application, reference: str) -> None:
     \b
     kitclient pull registry.example.com/team/model:v1
     """
+    from kitclient.allocator import keep_large_buffers
     from kitclient.modelkit import read_modelkit
     from kitclient.references import longer, parent_of
     from kitclient.stores import name_of, wanted
@@ -79,6 +82,7 @@ async def pull(app: Application, reference: str) -> None:
     from kitspec.digest import Digest
     from kitspec.names import Reference
 
+    keep_large_buffers()
     chain: list[str] = []
     following: str | None = reference
     while following is not None:

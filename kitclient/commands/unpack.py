@@ -81,6 +81,7 @@ async def unpack(  # noqa: PLR0917  (click's)
     kitclient unpack registry.example.com/team/model:v1 -d out
     kitclient unpack team/model:v1 --filter model --filter datasets:train -d out
     """
+    from kitclient.allocator import keep_large_buffers
     from kitclient.staging import Existing
     from kitclient.unpacking import unpack as unpack_kit
     from kitspec.names import Reference
@@ -95,6 +96,7 @@ async def unpack(  # noqa: PLR0917  (click's)
         filters = tuple(section for section in _SECTIONS if sections[section])
     chosen = [parse_filter(text) for text in filters]
     existing = Existing.REPLACE if overwrite else Existing.SKIP if ignore_existing else Existing.REFUSE
+    keep_large_buffers()
     stores = app.stores
     async with stores.find(parsed) as (place, label):
         unpacked = await unpack_kit(
