@@ -24,10 +24,10 @@ async def pieces_of(request: web.BaseRequest) -> AsyncIterator[bytes]:
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     content = request.content
-    while True:
+    while not content.at_eof():
         try:
             # Not iter_any(): that joins what has gathered, which is a copy into fresh pages for every byte.
-            piece, is_chunk_end = await content.readchunk()
+            piece, _ = await content.readchunk()
         except (ConnectionError, RequestPayloadError):
             # aiohttp raises as soon as it knows, whatever it still holds.
             rest: bytes = content._read_nowait(-1)
@@ -36,8 +36,6 @@ async def pieces_of(request: web.BaseRequest) -> AsyncIterator[bytes]:
             raise
         if piece:
             yield piece
-        elif not is_chunk_end:
-            return
 
 
 async def discard(request: web.BaseRequest) -> bool:
