@@ -30,6 +30,7 @@ from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
 from kitspec.errors import BlobUnknown
 from kitspec.go_json import to_go_json
+from kitspec.interface import BlobUpload
 from kitspec.kitfile import Entry, Kitfile, Section
 from kitspec.kitfile_rules import clean_path
 from kitspec.layer_tar import TRAILER, format_member, format_padding
@@ -54,6 +55,8 @@ Form = Literal["current", "1.7", "modelpack"]
 
 # One core reads and packs, one hashes and writes: more layers at once only take memory.
 _LAYERS_AT_ONCE = 2
+# How long an interruption waits for a registry that is just beginning an upload.
+_BEGIN_TIMEOUT_S = 2.0
 _UNKNOWN = Digest("sha256:" + 64 * "0")
 
 
@@ -215,7 +218,7 @@ class _Packer:
         """Store the stream as a blob; its digest, and whether it was there before."""
         registry, name = self.place.registry, self.place.name
         watch = self.progress.begin(planned)
-        upload = await registry.begin_upload(name)
+        upload = await _begin(self.place)
         try:
             # The store hashes what it writes; nobody else does it for us.
             stream.hashes = not isinstance(upload, LayoutUpload)
@@ -311,11 +314,23 @@ def _documents(
     return content, (config, descriptor)
 
 
+async def _begin(place: Place) -> BlobUpload:
+    """A new upload; one that begins while we are cancelled is not left behind."""
+    beginning = asyncio.ensure_future(place.registry.begin_upload(place.name))
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        await asyncio.wait([beginning], timeout=_BEGIN_TIMEOUT_S)
+        if not beginning.cancel() and beginning.exception() is None:
+            await beginning.result().cancel()
+        raise
+
+
 async def _put_config(place: Place, content: bytes, descriptor: Descriptor) -> None:
     try:
         await place.registry.stat_blob(place.name, descriptor.digest)
     except BlobUnknown:
-        upload = await place.registry.begin_upload(place.name)
+        upload = await _begin(place)
         try:
             await upload.append(_once(content), at=0)
             await upload.commit(descriptor.digest)
