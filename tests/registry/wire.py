@@ -130,6 +130,13 @@ class Wire:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
+    async def until_held(self, upload: str, held: str) -> None:
+        """Wait until an upload whose peer is gone says it holds `held`; what arrived is being written meanwhile."""
+        async with asyncio.timeout(10):
+            while (reply := await self("GET", upload)).headers["Range"] != held:
+                assert reply.status == 204
+                await asyncio.sleep(0.02)
+
     async def push_blob(self, name: str, content: bytes, algorithm: str = "sha256") -> Digest:
         digest = Digest.of(content, algorithm)
         reply = await self("POST", f"/v2/{name}/blobs/uploads/?digest={digest}", body=content)
