@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from conformance import toolbox
@@ -196,6 +197,8 @@ def _wait_for_bytes(folder: Path, process: subprocess.Popen[bytes]) -> None:
     """Until the pull has written something, or is over already."""
     deadline = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < deadline:
-        if any(path.is_file() and path.stat().st_size > 1024 * 1024 for path in folder.rglob("*")):
-            return
+        # A file may be renamed between being listed and being looked at: then it is whole, which is too late to kill.
+        with suppress(FileNotFoundError):
+            if any(path.stat().st_size > 1024 * 1024 for path in folder.rglob("*") if path.is_file()):
+                return
         time.sleep(0.005)
