@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from registry import hash_state
 from registry.api.call import Services
+from registry.body import Slots
 from registry.config import Config, Uploadpurging
 from registry.connection import Connection
 from registry.health import Health
@@ -74,7 +75,7 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
         if purging.enabled and not config.storage.maintenance.readonly.enabled:
             tasks.append(asyncio.create_task(_purge_uploads(sessions, purging), name="purge uploads"))
         try:
-            yield Services(config, registry, health, metrics)
+            yield Services(config, registry, health, metrics, Slots(backend.source_appends_max))
         finally:
             for task in tasks:
                 task.cancel()

@@ -27,7 +27,7 @@ _VERSION = 1
 class Hasher(Protocol):
     """What hashlib's objects do, as far as uploads need it."""
 
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
@@ -52,8 +52,16 @@ class KeepableSha256:
         self._context = _Context()
         crypto.SHA256_Init(ctypes.byref(self._context))
 
-    def update(self, data: bytes, /) -> None:
-        self._crypto.SHA256_Update(ctypes.byref(self._context), data, ctypes.c_size_t(len(data)))
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Hash `data`; of a memoryview, one over writable bytes."""
+        start = (
+            data
+            if isinstance(data, bytes)
+            else ctypes.byref(ctypes.c_char.from_buffer(data))
+            if data
+            else b""
+        )
+        self._crypto.SHA256_Update(ctypes.byref(self._context), start, len(data))
 
     def hexdigest(self) -> str:
         """Of the bytes so far; more may follow."""
@@ -82,7 +90,7 @@ def _libcrypto() -> ctypes.CDLL | None:
         try:
             crypto = ctypes.CDLL(name)
             crypto.SHA256_Init.argtypes = (ctypes.c_void_p,)
-            crypto.SHA256_Update.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
+            crypto.SHA256_Update.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
             crypto.SHA256_Final.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
         except (OSError, AttributeError):
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ from registry import layout
 from registry.records import RecordCache
 from registry.referrer_index import ReferrerIndex, fallback_tag
 from registry.storage_errors import translated
-from registry.upload_sessions import UploadSession, UploadSessions
+from registry.upload_sessions import Chunks, UploadSession, UploadSessions
 from storage_backends.file_stream import chunks_of
 from storage_backends.interface import (
     ByteStream,
@@ -125,7 +125,7 @@ class HostedUpload:
 
     async def append(
         self,
-        chunks: AsyncIterable[bytes],
+        chunks: Chunks,
         *,
         at: int | None = None,
         size: int | None = None,
@@ -265,6 +265,10 @@ class HostedRegistry:
 
     async def resume_upload(self, name: RepositoryName, location: str) -> HostedUpload:
         return HostedUpload(self, name, await self.sessions.resume(name, location))
+
+    async def get_upload(self, name: RepositoryName, location: str) -> HostedUpload:
+        """`resume_upload`, once an append that was cut off has ended, or soon."""
+        return HostedUpload(self, name, await self.sessions.settled(name, location))
 
     # Manifests
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from registry.metrics import Metrics
 from storage_backends.interface import (
+    BlockingSource,
     ObjectInfo,
     Observer,
     StorageBackend,
@@ -29,6 +30,10 @@ class MeteredBackend:
         self.deliver = inner.deliver
         self.list = inner.list
         self.uploads = inner.uploads
+
+    @property
+    def source_appends_max(self) -> int:
+        return self._inner.source_appends_max
 
     @contextmanager
     def timed(self, action: str) -> Iterator[None]:
@@ -67,6 +72,7 @@ class _MeteredUpload:
         self._inner = inner
         self._backend = backend
         self.replay = inner.replay
+        self.is_idle = inner.is_idle
 
     @property
     def id(self) -> str:
@@ -82,7 +88,7 @@ class _MeteredUpload:
 
     async def append(
         self,
-        chunks: AsyncIterable[bytes],
+        chunks: AsyncIterable[bytes] | BlockingSource,
         *,
         observe: Observer,
         note: Callable[[], bytes],

@@ -27,7 +27,7 @@ from kitspec.errors import (
 from kitspec.http_fields import format_upload_range
 from registry.answer_memo import Answer, AnswerMemo
 from registry.api.call import Call, Services
-from registry.body import discard
+from registry.body import RECEIVED, discard
 from registry.connection import Connection
 from registry.hosted import Versions
 from registry.logs import access_log, request_id
@@ -95,7 +95,10 @@ class Dispatch:
             status = response.status
         finally:
             seconds = loop.time() - started
-            received, sent = request.content.total_bytes, request.writer.output_size
+            if isinstance(request.protocol, Connection):
+                request.protocol.release_body()
+            received = request.content.total_bytes + request.get(RECEIVED, 0)
+            sent = request.writer.output_size
             metrics.request_finished(
                 label, request.method, status, seconds=seconds, received=received, sent=sent
             )

@@ -25,7 +25,17 @@ from kitspec.errors import BlobTooLarge, BlobUploadUnknown, DigestInvalid, TooMa
 from kitspec.names import RepositoryName
 from registry import hash_state, layout
 from registry.storage_errors import translated
-from storage_backends.interface import ObjectInfo, StorageBackend, Upload, UploadBusy, UploadMissing
+from storage_backends.interface import (
+    BlockingSource,
+    ObjectInfo,
+    StorageBackend,
+    Upload,
+    UploadBusy,
+    UploadMissing,
+)
+
+Chunks = AsyncIterable[bytes] | BlockingSource
+"""Bytes on their way in, as they come from the event loop or from a socket that a thread reads."""
 
 _MARK_LENGTH = 12
 
@@ -89,9 +99,13 @@ class UploadSession:
     def offset(self) -> int:
         return self._upload.offset
 
+    async def is_idle(self) -> bool:
+        with translated():
+            return await self._upload.is_idle()
+
     async def append(
         self,
-        chunks: AsyncIterable[bytes],
+        chunks: Chunks,
         *,
         at: int | None = None,
         size: int | None = None,
@@ -133,9 +147,13 @@ class UploadSession:
         if self._size_max is not None and size is not None and self.offset + size > self._size_max:
             raise BlobTooLarge(f"a blob of {self.offset + size} bytes; at most {self._size_max} are allowed")
 
-    async def _append(self, chunks: AsyncIterable[bytes], *, size: int | None, is_last: bool) -> int:
+    async def _append(self, chunks: Chunks, *, size: int | None, is_last: bool) -> int:
         if self._size_max is not None:
-            chunks = _bounded(chunks, self._size_max - self.offset, self._size_max)
+            rest = self._size_max - self.offset
+            if isinstance(chunks, AsyncIterable):
+                chunks = _bounded(chunks, rest, self._size_max)
+            else:
+                chunks = _BoundedSource(chunks, rest, self._size_max)
         hasher = self._hasher
         with translated():
             return await self._upload.append(
@@ -267,6 +285,20 @@ class UploadSessions:
             raise _unknown(upload_id)
         return session
 
+    async def settled(self, name: RepositoryName, upload_id: str) -> UploadSession:
+        """`resume` for a client that asks how far the upload has come: an append that was cut off may end first.
+
+        Raises:
+            BlobUploadUnknown: as `resume`.
+        """
+        deadline = asyncio.get_running_loop().time() + _BUSY_WAIT_S
+        session = await self.resume(name, upload_id)
+        while (  # noqa: ASYNC110 - who appends may be another process, which sends no event
+            not await session.is_idle() and asyncio.get_running_loop().time() < deadline
+        ):
+            await asyncio.sleep(_BUSY_POLL_S)
+        return await self.resume(name, upload_id)
+
     async def expire(self, *, now: float, age_s: float, dry_run: bool = False) -> list[str]:
         """End the uploads that nobody has added to for `age_s` seconds; their ids.
 
@@ -296,7 +328,7 @@ def _unknown(upload_id: str) -> BlobUploadUnknown:
     )
 
 
-def _ignore(_: bytes, /) -> None:
+def _ignore(_: bytes | memoryview, /) -> None:
     """No hash is kept in this pass."""
 
 
@@ -304,5 +336,27 @@ async def _bounded(chunks: AsyncIterable[bytes], rest: int, size_max: int) -> As
     async for chunk in chunks:
         rest -= len(chunk)
         if rest < 0:
-            raise BlobTooLarge(f"the blob is larger than the {size_max} bytes that are allowed")
+            raise _too_large(size_max)
         yield chunk
+
+
+class _BoundedSource:
+    """A source that raises BlobTooLarge once it has given more than `rest` bytes."""
+
+    def __init__(self, source: BlockingSource, rest: int, size_max: int) -> None:
+        self._source = source
+        self._rest = rest
+        self._size_max = size_max
+        self.interrupt = source.interrupt
+
+    def read_into(self, buffer: memoryview, /) -> int:
+        # One byte more is asked for than may come: it tells the end from too much.
+        count = self._source.read_into(buffer[: self._rest + 1])
+        if count > self._rest:
+            raise _too_large(self._size_max)
+        self._rest -= count
+        return count
+
+
+def _too_large(size_max: int) -> BlobTooLarge:
+    return BlobTooLarge(f"the blob is larger than the {size_max} bytes that are allowed")

@@ -132,8 +132,23 @@ class ByteStream:
 Delivery = LocalFile | PresignedUrl | ByteStream
 """How content can leave, `size` being that of the whole object. Closed: the HTTP edge matches on it in one place."""
 
-Observer = Callable[[bytes], None]
-"""Sees appended bytes in order, each once, off the event loop: to hash them in the pass that stores them."""
+Observer = Callable[[bytes | memoryview], None]
+"""Sees appended bytes in order, each once, off the event loop: to hash them in the pass that stores them.
+
+What it is shown is valid only during the call.
+"""
+
+
+class BlockingSource(Protocol):
+    """Bytes that a thread can wait for by itself, for a backend that stores them from that thread."""
+
+    def read_into(self, buffer: memoryview, /) -> int:
+        """Wait for bytes and put them into `buffer`; how many, 0 at the end. Raises what stops them from coming."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make a `read_into` that waits, or is still to come, raise. From any thread."""
+        ...
 
 
 class Upload(Protocol):
@@ -152,9 +167,13 @@ class Upload(Protocol):
         """What the caller left with the bytes up to `offset`; opaque to the backend."""
         ...
 
+    async def is_idle(self) -> bool:
+        """Whether nobody is appending right now, in whichever process; a backend that cannot tell says yes."""
+        ...
+
     async def append(
         self,
-        chunks: AsyncIterable[bytes],
+        chunks: AsyncIterable[bytes] | BlockingSource,
         *,
         observe: Observer,
         note: Callable[[], bytes],
@@ -167,6 +186,7 @@ class Upload(Protocol):
         When storing fails, the upload stays at the offset it had before.
 
         Args:
+            chunks: a BlockingSource only where the backend's `source_appends_max` allows one more.
             observe: called with every piece in order before `note` is.
             note: called after the last byte was observed; at most 64 KiB.
             size: bytes to come, if that is known: room is reserved, and a full store is found at once.
@@ -204,6 +224,11 @@ class Upload(Protocol):
 
 
 class StorageBackend(Protocol):
+    @property
+    def source_appends_max(self) -> int:
+        """Appends from a BlockingSource that may run at once; 0 where only chunks are taken."""
+        ...
+
     async def start(self) -> None:
         """Open the store, create what is missing, refuse what cannot be served.
 

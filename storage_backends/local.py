@@ -32,7 +32,7 @@ from storage_backends.interface import (
 )
 from storage_backends.local_folder import Folder, in_its_place, storage_error, translated
 from storage_backends.local_listing import Entry, walk
-from storage_backends.local_upload import LocalUpload, State, object_info
+from storage_backends.local_upload import LocalUpload, Pools, State, object_info
 from storage_backends.threads import Threads
 
 # Mostly asleep in fsync.
@@ -50,6 +50,10 @@ _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.E
 _NO_WAIT: Final = getattr(os, "RWF_NOWAIT", -1)
 
 
+# Each holds a thread and 2 MiB while its client sends, however slowly.
+_SOURCES: Final = 32
+
+
 class LocalBackend:
     """
     Args:
@@ -59,6 +63,8 @@ class LocalBackend:
         reserve: given the bytes of the file system, how many of them new uploads leave free.
     """
 
+    source_appends_max = _SOURCES
+
     def __init__(
         self, root: Path, *, durable: bool = True, reserve: Callable[[int], int] = lambda _: 0
     ) -> None:
@@ -66,6 +72,11 @@ class LocalBackend:
         self._reserve = reserve
         self._threads = Threads(_THREADS, "storage")
         self._appenders = Threads(_APPENDERS, "storage-append")
+        self._sources = Threads(self.source_appends_max, "storage-source")
+
+    @property
+    def _pools(self) -> Pools:
+        return Pools(self._threads, self._appenders, self._sources)
 
     async def start(self) -> None:
         with translated("the storage folder"):
@@ -136,7 +147,7 @@ class LocalBackend:
         """Raises StorageFull, too, when the reserve is reached: deleting and collecting need room to work in."""
         check_upload_id(upload_id)
         state = await self._threads.run(self._begin, upload_id, note)
-        return LocalUpload(self._folder, self._threads, self._appenders, upload_id, state)
+        return LocalUpload(self._folder, self._pools, upload_id, state)
 
     def _begin(self, upload_id: str, note: bytes) -> State:
         with translated("the storage folder"):
@@ -146,7 +157,7 @@ class LocalBackend:
     async def resume_upload(self, upload_id: str) -> Upload:
         check_upload_id(upload_id)
         state = await self._threads.run(local_upload.resume, self._folder, upload_id)
-        return LocalUpload(self._folder, self._threads, self._appenders, upload_id, state)
+        return LocalUpload(self._folder, self._pools, upload_id, state)
 
     async def uploads(self) -> AsyncIterator[UploadInfo]:
         for upload in await self._threads.run(local_upload.look_at_all, self._folder):

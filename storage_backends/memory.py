@@ -11,6 +11,7 @@ from itertools import count
 
 from storage_backends.checks import check_key, check_note, check_prefix, check_upload_id, checked_span
 from storage_backends.interface import (
+    BlockingSource,
     ByteStream,
     ObjectInfo,
     ObjectMissing,
@@ -48,6 +49,8 @@ class _Content:
 
 
 class MemoryBackend:
+    source_appends_max = 0
+
     def __init__(self) -> None:
         self._objects: dict[str, _Object] = {}
         self._uploads: dict[str, _Content] = {}
@@ -171,9 +174,12 @@ class _MemoryUpload:
     def note(self) -> bytes:
         return self._note
 
+    async def is_idle(self) -> bool:
+        return not self._content.is_busy
+
     async def append(
         self,
-        chunks: AsyncIterable[bytes],
+        chunks: AsyncIterable[bytes] | BlockingSource,
         *,
         observe: Observer,
         note: Callable[[], bytes],
@@ -181,6 +187,8 @@ class _MemoryUpload:
         last: bool = False,
     ) -> int:
         del size, last
+        if not isinstance(chunks, AsyncIterable):
+            raise TypeError("this backend takes no BlockingSource")
         self._claim()
         content = self._content
         content.is_busy = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -16,6 +16,10 @@ class Threads:
 
     def __init__(self, count_max: int, name: str) -> None:
         self._executor = ThreadPoolExecutor(count_max, thread_name_prefix=name)
+
+    def begin(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """For a caller in another thread."""
+        return self._executor.submit(call, *args, **kwargs)
 
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         return asyncio.wrap_future(self._executor.submit(call, *args, **kwargs))

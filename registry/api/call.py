@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
@@ -11,8 +12,9 @@ from aiohttp import web
 
 from kitspec.errors import ManifestTooLarge, QueryInvalid
 from kitspec.names import RepositoryName
-from registry.body import pieces_of
+from registry.body import Slots, pieces_of, upload_of
 from registry.hosted import HostedRegistry, Versions
+from registry.upload_sessions import Chunks
 
 if TYPE_CHECKING:
     from registry.config import Config
@@ -31,6 +33,7 @@ class Services:
     registry: HostedRegistry
     health: Health
     metrics: Metrics
+    slots: Slots
 
 
 class Query:
@@ -111,9 +114,9 @@ class Call:
         """`Content-Length`; None for a chunked body."""
         return self.request.content_length
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives."""
-        return pieces_of(self.request)
+    def upload(self) -> AbstractAsyncContextManager[Chunks]:
+        """The body, which may be large, to be stored."""
+        return upload_of(self.request, self.services.slots)
 
     async def read_manifest(self, size_max: int) -> bytes:
         """The body of a manifest PUT.
@@ -126,7 +129,7 @@ class Call:
             raise ManifestTooLarge(f"a manifest of {declared} bytes; at most {size_max} are allowed")
         parts: list[bytes] = []
         received = 0
-        async for chunk in self.chunks():
+        async for chunk in pieces_of(self.request):
             received += len(chunk)
             if received > size_max:
                 raise ManifestTooLarge(f"a manifest of more than {size_max} bytes, which is what is allowed")

@@ -63,7 +63,7 @@ async def finish_upload(call: Call) -> web.StreamResponse:
 
 async def get_upload(call: Call) -> web.StreamResponse:
     """GET: how far the upload has come."""
-    upload = await call.registry.resume_upload(call.name, call.argument)
+    upload = await call.registry.get_upload(call.name, call.argument)
     return web.Response(status=204, headers=_progress(call, upload))
 
 
@@ -82,9 +82,10 @@ async def _append(call: Call, upload: HostedUpload, *, closing: Digest | None = 
     before = upload.offset
     call.services.metrics.upload_started()
     try:
-        await upload.append(
-            call.chunks(), at=span.start if span is not None else None, size=size, closing=closing
-        )
+        async with call.upload() as chunks:
+            await upload.append(
+                chunks, at=span.start if span is not None else None, size=size, closing=closing
+            )
     finally:
         call.services.metrics.upload_ended()
     received = upload.offset - before
