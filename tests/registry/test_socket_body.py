@@ -76,7 +76,7 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
     trailers=st.sampled_from([b"", b"X-A: b\r\n", b"X-A: b\r\nX-C: d\r\n"]),
     step=st.integers(1, 4000),
 )
-def test_any_cutting_of_chunks_gives_the_content_and_what_follows_it(
+def test_any_cutting_of_chunks_gives_the_content_and_what_follows_it(  # noqa: PLR0917
     content: bytes, size: int, cuts: list[int], held: int, extension: bytes, trailers: bytes, step: int
 ) -> None:
     pair = Pair()
