@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kitclient.compression import LayerBroken, UnpackLimit, compression_of_bytes, inflater
+from kitclient.ingest import WRITE_SIZE
 from kitclient.pipeline import drain
 from kitclient.progress import BlobProgress
 from kitclient.staging import LayerTree
@@ -235,4 +236,4 @@ def safe_mode(mode: int) -> int:
 
 def _write_all(file: int, view: memoryview) -> None:
     while view:
-        view = view[os.write(file, view) :]
+        view = view[os.write(file, view[:WRITE_SIZE]) :]

@@ -14,6 +14,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from kitspec.digest import Digest
 from kitspec.errors import BlobUploadUnknown, DigestInvalid, UploadOutOfOrder
 
 _READ_SIZE = 1024 * 1024
+# Larger writes make for larger folios, which cost most in a virtual machine: docs/adr/0012-socket-bodies.md.
+WRITE_SIZE = 256 * 1024
+_WRITEBACK_SIZE = 32 * 1024 * 1024
+# For a chunk each at a time, however many blobs are on their way.
+_hashers = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="hash")
 
 
 def partial_of(layout: ImageLayout, digest: Digest) -> Partial:
@@ -66,7 +72,9 @@ class Partial:
         # Not bound to a thread: the calls come from whichever thread of a pool is free.
         self._lock = FileLock(layout.ingest / f"{identity}.lock", timeout=0, thread_local=False)
         self._file = -1
+        self._kicked = 0
         self._hasher = hashlib.sha256()
+        self._is_hash_ahead = False
         # A cancelled task releases while its last write may still run in a thread.
         self._one_at_a_time = threading.RLock()
 
@@ -100,12 +108,28 @@ class Partial:
         """Add bytes at the end."""
         with self._one_at_a_time:
             for chunk in chunks:
-                view = memoryview(chunk)
-                while view:
-                    written = os.write(self._file, view)
-                    self._hasher.update(view[:written])
-                    self.offset += written
-                    view = view[written:]
+                # Beside each other: both let the interpreter's lock go.
+                hashing = _hashers.submit(self._hasher.update, chunk) if len(chunk) >= WRITE_SIZE else None
+                try:
+                    self._write(memoryview(chunk))
+                except BaseException:
+                    self._is_hash_ahead = True
+                    raise
+                finally:
+                    if hashing is not None:
+                        hashing.result()
+                if hashing is None:
+                    self._hasher.update(chunk)
+
+    def _write(self, view: memoryview) -> None:
+        while view:
+            written = os.write(self._file, view[:WRITE_SIZE])
+            self.offset += written
+            view = view[written:]
+        if self.offset - self._kicked >= _WRITEBACK_SIZE and hasattr(os, "posix_fadvise"):
+            # Begins to write what is dirty and drops nothing of it: the fsync at the end has less to wait for.
+            os.posix_fadvise(self._file, self._kicked, self.offset - self._kicked, os.POSIX_FADV_DONTNEED)
+            self._kicked = self.offset
 
     def digest(self) -> Digest:
         """The sha256 digest of what is there."""
@@ -138,7 +162,7 @@ class Partial:
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
             self._hasher = hashlib.sha256()
-            self.offset = 0
+            self.offset = self._kicked = 0
 
     def discard(self) -> None:
         """Drop the bytes and end. May be called again."""
@@ -160,10 +184,11 @@ class Partial:
     def _catch_up(self) -> None:
         """Hash what was written by another life of this upload."""
         size = os.fstat(self._file).st_size
-        if size != self.offset:
+        if size != self.offset or self._is_hash_ahead:
             self._hasher = hashlib.sha256()
             self._hash_into(self._hasher)
-        self.offset = size
+            self._is_hash_ahead = False
+        self.offset = self._kicked = size
         os.lseek(self._file, size, os.SEEK_SET)
 
     def _digest_again(self, algorithm: str) -> Digest:

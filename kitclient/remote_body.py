@@ -10,7 +10,8 @@ import aiohttp
 from yarl import URL
 
 from kitclient.errors import RegistryUnreachable, ServerMisbehaved, TransportRefused
-from kitclient.transport import Transport
+from kitclient.socket_pieces import take_socket
+from kitclient.transport import IDLE_TIMEOUT_S, Transport
 from kitspec.errors import BlobUnknown, RangeInvalid
 from kitspec.http_fields import ByteSpan
 
@@ -119,8 +120,10 @@ class RemoteBody:
     async def _pieces(self, left: int) -> AsyncIterator[bytes]:
         assert self._answer is not None
         answer = self._answer
+        taken = take_socket(answer, idle_s=IDLE_TIMEOUT_S)
+        received = None if taken is None else taken.pieces()
         try:
-            async for chunk in answer.content.iter_any():
+            async for chunk in answer.content.iter_any() if received is None else received:
                 piece = chunk
                 if self._skip:
                     piece = chunk[self._skip :]
@@ -134,3 +137,7 @@ class RemoteBody:
                     yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._transport.translate(error, answer.url) from error
+        finally:
+            if received is not None:
+                await received.aclose()
+                answer.close()

@@ -38,7 +38,7 @@ _REDIRECTS_MAX = 5
 _ERROR_BODY_MAX = 64 * 1024
 _TOKEN_BODY_MAX = 1024 * 1024
 _CONNECT_TIMEOUT_S = 30.0
-_IDLE_TIMEOUT_S = 60.0
+IDLE_TIMEOUT_S = 60.0
 # A presigned URL in a Location may be long.
 _FIELD_SIZE_MAX = 32 * 1024
 _READ_BUFFER_SIZE = 1024 * 1024
@@ -175,7 +175,7 @@ class Transport:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=_IDLE_TIMEOUT_S),
+            timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=IDLE_TIMEOUT_S),
             read_bufsize=_READ_BUFFER_SIZE,
             max_line_size=_FIELD_SIZE_MAX,
             max_field_size=_FIELD_SIZE_MAX,
@@ -202,7 +202,7 @@ class Transport:
         body: Body | None = None,
         missing: tuple[type[OciError], ...] = (),
         retry: bool = True,
-        idle_s: float = _IDLE_TIMEOUT_S,
+        idle_s: float = IDLE_TIMEOUT_S,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer, below 400, its body not yet read.
 

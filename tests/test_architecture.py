@@ -68,7 +68,7 @@ def test_no_other_distribution_owns_our_import_names(package: str) -> None:
 
 
 def test_only_the_edge_of_the_registry_knows_aiohttp() -> None:
-    edge = {"app", "answer_memo", "cli", "connection", "http_limits", "logs", "middleware", "routes"}
+    edge = {"app", "answer_memo", "body", "cli", "connection", "http_limits", "logs", "middleware", "routes"}
 
     knowing = {
         path.stem
