@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial as bind
@@ -436,6 +437,33 @@ class LayoutUpload:
             if at is not None and at != self.offset:
                 raise UploadOutOfOrder(f"the upload ends at {self.offset}, not at {at}", offset=self.offset)
             await self._registry._write(self._partial, chunks)
+        return self.offset
+
+    async def append_made(self, pieces: Iterable[bytes], advance: Callable[[int], None]) -> int:
+        """Add bytes that are made in the thread that writes them; the new offset.
+
+        Args:
+            pieces: not asked for more once the task is cancelled.
+            advance: told in the event loop of every piece's size.
+        """
+        loop = asyncio.get_running_loop()
+        is_stopped = threading.Event()
+
+        def watched() -> Iterator[bytes]:
+            for piece in pieces:
+                if is_stopped.is_set():
+                    return
+                yield piece
+                loop.call_soon_threadsafe(advance, len(piece))
+
+        async with self._claimed():
+            writing = asyncio.ensure_future(self._registry._run(bind(self._partial.write, watched())))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                is_stopped.set()
+                await asyncio.wait([writing])
+                raise
         return self.offset
 
     async def digest(self) -> Digest:

@@ -14,7 +14,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -106,26 +106,27 @@ class Partial:
 
     def write(self, chunks: Iterable[bytes]) -> None:
         """Add bytes at the end."""
+        hashing: Future[None] | None = None
         with self._one_at_a_time:
-            for chunk in chunks:
-                # Beside each other: both let the interpreter's lock go.
-                hashing = _hashers.submit(self._hasher.update, chunk) if len(chunk) >= WRITE_SIZE else None
-                try:
-                    self._write(memoryview(chunk))
-                except BaseException:
-                    self._is_hash_ahead = True
-                    raise
-                finally:
+            try:
+                for chunk in chunks:
                     if hashing is not None:
                         hashing.result()
-                if hashing is None:
-                    self._hasher.update(chunk)
+                    # Beside the write, and beside what makes the next chunk: all let the interpreter's lock go.
+                    hashing = _hashers.submit(self._hasher.update, chunk)
+                    self._write(memoryview(chunk))
+            finally:
+                if hashing is not None:
+                    hashing.result()
 
     def _write(self, view: memoryview) -> None:
+        # Until all of it is written the hash may be ahead of the file.
+        self._is_hash_ahead = True
         while view:
             written = os.write(self._file, view[:WRITE_SIZE])
             self.offset += written
             view = view[written:]
+        self._is_hash_ahead = False
         if self.offset - self._kicked >= _WRITEBACK_SIZE and hasattr(os, "posix_fadvise"):
             # Begins to write what is dirty and drops nothing of it: the fsync at the end has less to wait for.
             os.posix_fadvise(self._file, self._kicked, self.offset - self._kicked, os.POSIX_FADV_DONTNEED)

@@ -220,11 +220,14 @@ class _Packer:
         watch = self.progress.begin(planned)
         upload = await _begin(self.place)
         try:
-            # The store hashes what it writes; nobody else does it for us.
-            stream.hashes = not isinstance(upload, LayoutUpload)
-            pieces = pieces_of(batches(stream.blob()), self.threads)
-            await upload.append(count(pieces, watch, at_most=1 << 62), at=0)
-            digest = await upload.digest() if isinstance(upload, LayoutUpload) else stream.digest
+            if isinstance(upload, LayoutUpload):
+                await upload.append_made(batches(stream.blob()), watch.advance)
+                digest = await upload.digest()  # the store hashes what it writes
+            else:
+                stream.hashes = True
+                pieces = pieces_of(batches(stream.blob()), self.threads)
+                await upload.append(count(pieces, watch, at_most=1 << 62), at=0)
+                digest = stream.digest
             try:
                 await registry.stat_blob(name, digest)
             except BlobUnknown:
