@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
@@ -51,6 +51,7 @@ class RemoteBody:
         self._connection = AsyncExitStack()
         self._answer: aiohttp.ClientResponse | None = None
         self._skip = 0
+        self._received: AsyncGenerator[bytes, None] | None = None
 
     @property
     def size(self) -> int:
@@ -67,6 +68,8 @@ class RemoteBody:
 
     async def close(self) -> None:
         self._answer = None
+        if self._received is not None:
+            await self._received.aclose()  # who stops early leaves no thread behind that waits for bytes
         await self._connection.aclose()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -121,7 +124,7 @@ class RemoteBody:
         assert self._answer is not None
         answer = self._answer
         taken = take_socket(answer, idle_s=IDLE_TIMEOUT_S)
-        received = None if taken is None else taken.pieces()
+        received = self._received = None if taken is None else taken.pieces()
         try:
             async for chunk in answer.content.iter_any() if received is None else received:
                 piece = chunk

@@ -11,10 +11,11 @@ import os
 import socket
 import struct
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import aiohttp
+
+from kitclient.pipeline import own_threads
 
 _PIECE_SIZE = 1024 * 1024
 # A smaller answer is here before a thread has begun to wait for it.
@@ -44,7 +45,7 @@ class SocketPieces:
             TimeoutError: the other side was silent for too long.
         """
         loop = asyncio.get_running_loop()
-        with self._socket, ThreadPoolExecutor(1, thread_name_prefix="receive") as threads:
+        with self._socket, own_threads(1, "receive") as threads:
             coming = loop.run_in_executor(threads, self._receive)
             try:
                 if self._first:
