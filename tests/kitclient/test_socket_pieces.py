@@ -98,9 +98,8 @@ async def test_whoever_stops_reading_early_waits_for_nobody() -> None:
         await never.wait()
 
     async with registry(stall) as remote, asyncio.timeout(20):
-        async with remote.open_blob(NAME, DIGEST) as body:
-            async with aclosing(aiter(body)) as pieces:  # type: ignore[type-var]
-                assert await anext(pieces)
+        async with remote.open_blob(NAME, DIGEST) as body, aclosing(aiter(body)) as pieces:  # type: ignore[type-var]
+            assert await anext(pieces)
         reading = asyncio.create_task(read(remote))
         await asyncio.wait([reading], timeout=0.2)
         reading.cancel()
