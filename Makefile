@@ -6,7 +6,7 @@ LISTEN ?= 127.0.0.1:5000
 STORAGE ?= var/registry
 
 .DEFAULT_GOAL := help
-.PHONY: help init run check fix test test-all conformance bench demo clean
+.PHONY: help init run check fix test test-slow test-all conformance bench demo clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,14 +39,16 @@ fix: $(VENV)/.dev ## what the linter and the formatter can mend
 test: $(VENV)/.dev ## the fast suite
 	$(BIN)/pytest -n auto -m 'not slow'
 
-test-all: $(VENV)/.dev ## the fast suite and the slow sweeps
-	$(BIN)/pytest -n auto
+test-slow: $(VENV)/.dev ## the sweeps: every point to be killed at, power cuts on a loop device
+	$(BIN)/pytest -n auto -m slow
+
+test-all: test test-slow ## the fast suite and the sweeps
 
 conformance: $(VENV)/.dev ## others' suites and clients against us; installs what they need
 	$(BIN)/python -m conformance
 
 bench: $(VENV)/.dev ## speed beside a peer, as ratios
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(BENCH)
 
 demo: $(VENV)/.run ## a real model: pack, push, list, unpack only the model
 	$(BIN)/python deploy/demo.py
