@@ -24,7 +24,7 @@ $(VENV)/.dev: $(VENV)/.run
 init: $(VENV)/.dev ## set up the local environment
 
 run: $(VENV)/.run ## start the registry on a folder at 127.0.0.1:5000
-	@$(BIN)/modelkit-registry serve --listen $(LISTEN) --storage $(STORAGE)
+	@$(BIN)/modelkit-registry serve --hints --listen $(LISTEN) --storage $(STORAGE)
 
 check: $(VENV)/.dev ## lint, types, architecture; changes nothing
 	$(BIN)/ruff check
