@@ -45,9 +45,9 @@ from kitspec.errors import (
 )
 from kitspec.http_fields import ByteSpan, parse_next_link
 from kitspec.interface import BlobBody, OciRegistry, StoredManifest
-from kitspec.manifest import MANIFEST_SIZE_MAX, Index, Manifest, parse_manifest
+from kitspec.manifest import MANIFEST_SIZE_MAX, Index, parse_manifest, referrer_of
 from kitspec.media_types import MANIFEST_TYPES, OCI_INDEX, OCI_MANIFEST
-from kitspec.names import RepositoryName, Tag
+from kitspec.names import RepositoryName, Tag, fallback_tag
 
 # 10,000 tags of 128 characters are 1.3 MiB of JSON.
 _PAGE_SIZE_MAX = 8 * 1024 * 1024
@@ -230,7 +230,9 @@ class RemoteRegistry:
             if not accepted.issuperset(tags):
                 raise Unsupported(f"{self.host} stored {digest}, but cannot tag a {digest.algorithm} digest")
         if manifest.subject is not None and "OCI-Subject" not in answer:
-            await self._change_fallback(name, manifest.subject.digest, add=_referrer(stored, manifest))
+            await self._change_fallback(
+                name, manifest.subject.digest, add=referrer_of(manifest, stored.digest, len(stored.content))
+            )
         return stored.descriptor
 
     # ---- deleting
@@ -342,7 +344,7 @@ class RemoteRegistry:
     async def _fallback_index(self, name: RepositoryName, subject: Digest) -> Index | None:
         """What clients list under the fallback tag. distribution-spec 1.1.1, "Unavailable Referrers API"."""
         try:
-            stored = await self.get_manifest(name, _fallback_tag(subject))
+            stored = await self.get_manifest(name, fallback_tag(subject))
         except (ManifestUnknown, NameUnknown):
             return None
         manifest = parse_manifest(stored.content, stored.media_type)
@@ -370,7 +372,7 @@ class RemoteRegistry:
         }
         content = json.dumps(document, separators=(",", ":")).encode()
         stored = StoredManifest(content, OCI_INDEX, Digest.of(content))
-        await self._put_manifest(name, str(_fallback_tag(subject)), stored)
+        await self._put_manifest(name, str(fallback_tag(subject)), stored)
 
     async def _subject(self, name: RepositoryName, digest: Digest) -> Digest | None:
         stored = await self.get_manifest(name, digest)
@@ -424,16 +426,6 @@ def _referrers(content: bytes, host: str) -> tuple[Descriptor, ...]:
     return index.manifests if isinstance(index, Index) else ()
 
 
-def _referrer(stored: StoredManifest, manifest: Manifest | Index) -> Descriptor:
-    return Descriptor(
-        media_type=stored.media_type,
-        digest=stored.digest,
-        size=len(stored.content),
-        artifact_type=manifest.referrer_artifact_type,
-        annotations=manifest.annotations,
-    )
-
-
 def _media_type(field: str, content: bytes) -> str:
     """What the registry says it is, when that is a manifest's type; else what the document says; else OCI's."""
     media_type = field.partition(";")[0].strip().lower()
@@ -445,11 +437,6 @@ def _media_type(field: str, content: bytes) -> str:
     except (ValueError, RecursionError):
         stated = None
     return stated if isinstance(stated, str) and stated in MANIFEST_TYPES else OCI_MANIFEST
-
-
-def _fallback_tag(subject: Digest) -> Tag:
-    """distribution-spec 1.1.1, "Referrers Tag Schema"."""
-    return Tag(f"{subject.algorithm[:32]}-{subject.encoded[:64]}")
 
 
 _: type[OciRegistry] = RemoteRegistry

@@ -95,6 +95,17 @@ class Index:
         return self.artifact_type
 
 
+def referrer_of(manifest: Manifest | Index, digest: Digest, size: int) -> Descriptor:
+    """A manifest as the list of its subject's referrers shows it: distribution-spec 1.1.1, "Listing Referrers"."""
+    return Descriptor(
+        manifest.media_type,
+        digest,
+        size,
+        annotations=manifest.annotations,
+        artifact_type=manifest.referrer_artifact_type,
+    )
+
+
 def parse_manifest(content: bytes, media_type: str) -> Manifest | Index:
     """The view of a manifest; the size of `content` is the caller's to bound.
 

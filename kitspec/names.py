@@ -69,6 +69,14 @@ class Tag(str):
         return super().__new__(cls, text)
 
 
+def fallback_tag(subject: Digest) -> Tag:
+    """The tag under which a client lists the referrers of `subject` where the registry cannot.
+
+    Source: distribution-spec 1.1.1, "Referrers Tag Schema"; digests that are spoken hold nothing a tag may not.
+    """
+    return Tag(f"{subject.algorithm[:32]}-{subject.encoded[:64]}")
+
+
 @dataclass(frozen=True, slots=True)
 class ViewName:
     """What a tag of the form `<base>.only.<selector>….as.<form>` asks for.

@@ -28,12 +28,12 @@ from kitspec.errors import (
 )
 from kitspec.http_fields import ByteSpan
 from kitspec.interface import StoredManifest
-from kitspec.manifest import MANIFEST_SIZE_MAX, Index, Manifest, parse_manifest
+from kitspec.manifest import MANIFEST_SIZE_MAX, Index, Manifest, parse_manifest, referrer_of
 from kitspec.media_types import MANIFEST_TYPES, is_index_type
-from kitspec.names import RepositoryName, Tag, view_of
+from kitspec.names import RepositoryName, Tag, fallback_tag, view_of
 from registry import layout
 from registry.records import RecordCache
-from registry.referrer_index import ReferrerIndex, fallback_tag
+from registry.referrer_index import ReferrerIndex
 from registry.storage_errors import translated
 from registry.upload_sessions import Chunks, UploadSession, UploadSessions
 from storage_backends.file_stream import chunks_of
@@ -337,7 +337,9 @@ class HostedRegistry:
             depth = await self._check_references(name, manifest)
             stored = StoredManifest(content, media_type, digest)
             if manifest.subject is not None:
-                await self._referrers.add(name, manifest.subject.digest, _referrer(stored, manifest))
+                await self._referrers.add(
+                    name, manifest.subject.digest, referrer_of(manifest, stored.digest, len(stored.content))
+                )
             await self._enter_catalog(name)
             record = _ManifestRecord(stored, depth)
             await self.backend.write(layout.manifest_key(name, digest), record.to_bytes())
@@ -497,7 +499,7 @@ class HostedRegistry:
                 continue
             manifest = parse_manifest(stored.content, stored.media_type)
             if manifest.subject is not None and manifest.subject.digest == subject:
-                yield _referrer(stored, manifest)
+                yield referrer_of(manifest, stored.digest, len(stored.content))
 
 
 def _tag_record(target: Digest) -> bytes:
@@ -506,17 +508,6 @@ def _tag_record(target: Digest) -> bytes:
 
 def _tag_target(record: bytes) -> Digest:
     return Digest(json.loads(record)["digest"])
-
-
-def _referrer(stored: StoredManifest, manifest: Manifest | Index) -> Descriptor:
-    """As the referrers list shows it: distribution-spec 1.1.1, "Listing Referrers"."""
-    return Descriptor(
-        media_type=stored.media_type,
-        digest=stored.digest,
-        size=len(stored.content),
-        artifact_type=manifest.referrer_artifact_type,
-        annotations=manifest.annotations,
-    )
 
 
 def _blob_unknown(name: RepositoryName, digest: Digest) -> BlobUnknown:

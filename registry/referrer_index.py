@@ -9,26 +9,18 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
 from kitspec.errors import TooManyRequests
-from kitspec.names import RepositoryName, Tag
+from kitspec.names import RepositoryName
 from registry import layout
 from storage_backends.interface import ObjectMissing, StorageBackend
 
 # A referrer's annotations come whole from its manifest, which is at most 4 MiB.
 _ENTRY_SIZE_MAX = 5 * 1024 * 1024
-
-_NOT_IN_A_TAG = re.compile(r"[^a-zA-Z0-9._-]", re.ASCII)
-
-
-def fallback_tag(subject: Digest) -> Tag:
-    """The tag under which a client lists the referrers of `subject` where the registry cannot."""
-    return Tag(f"{subject.algorithm[:32]}-{_NOT_IN_A_TAG.sub('-', subject.encoded[:64])}")
 
 
 class ReferrerIndex:
