@@ -20,6 +20,7 @@ from kitclient.blob_stream import BlobSource, count
 from kitclient.errors import StoreUnusable
 from kitclient.ingest import Partial, new_partial, partial_of, resumed_partial
 from kitclient.layout_folder import INGEST_KEPT_S, Change, Entry, ImageLayout, manifest_entry
+from kitclient.pipeline import finished
 from kitclient.progress import BlobProgress, Silence
 from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
@@ -531,7 +532,11 @@ class _FileBody:
             yield piece
 
     async def close(self) -> None:
-        """Nobody may still be reading when the file's number goes to another file."""
+        """Close the file, also when cancelled meanwhile."""
+        await finished(self._close())
+
+    async def _close(self) -> None:
+        # Nobody may still be reading when the file's number goes to another file.
         if self._reading is not None:
             await asyncio.wait([self._reading])
         if self._file >= 0:
