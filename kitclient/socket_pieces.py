@@ -1,7 +1,7 @@
 """The rest of a large answer, read from its socket by a thread.
 
 By way of aiohttp every byte is copied once more by its parser, and the event loop and the threads that hash and write pass the
-interpreter's lock to and fro: a third of the time of a pull. Here the next mebibyte is received while the last one is used.
+interpreter's lock to and fro: a third of the time of a pull. Here the next piece is received while the last one is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import aiohttp
 
 from kitclient.pipeline import own_threads
 
-_PIECE_SIZE = 1024 * 1024
+# Each piece passes between threads five times: by 1 MiB an unpack of 1 GiB took 2.5 s, by 4 MiB 1.8 s.
+_PIECE_SIZE = 4 * 1024 * 1024
 # A smaller answer is here before a thread has begun to wait for it.
 _SIZE_MIN = 8 * 1024 * 1024
 
