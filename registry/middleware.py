@@ -74,7 +74,7 @@ class Dispatch:
         self._headers = _OWN_HEADERS | {
             name: ", ".join(values) for name, values in config.http.headers.items()
         }
-        self._access_log = access_log()
+        self._access_log = None if config.log.accesslog.disabled else access_log()
         self._is_read_only = config.storage.maintenance.readonly.enabled
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
