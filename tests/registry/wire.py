@@ -8,9 +8,11 @@ import contextlib
 import http.client
 import io
 import json
+import os
 import re
 from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,7 +50,8 @@ _CODES = frozenset(
 )
 # What an answer must never hold: a stack trace, a file of the server, a module of ours.
 _TELLTALE = re.compile(
-    rb"Traceback|File \"|\.py\b|/tmp/|/var/|/home/|/root/|/work/|site-packages|object at 0x"
+    rb"Traceback|File \"|\.py\b|/tmp/|/var/|/home/|/root/|site-packages|object at 0x|"
+    + re.escape(os.fsencode(Path(__file__).parents[2]))
 )
 
 Body = bytes | Iterable[bytes] | AsyncIterable[bytes]
