@@ -58,6 +58,13 @@ class Server:
     name: str
     url: str
     pid: int | None = None
+    folder: Path | None = None
+
+    def remove_blobs(self) -> None:
+        """Remove the large files in its folder, which nobody will ask for; the page cache gives their memory back."""
+        for file in self.folder.rglob("*") if self.folder is not None else ():
+            if file.is_file() and file.stat().st_size >= MIB:
+                file.unlink()
 
     def cpu_s(self) -> float | None:
         """CPU seconds so far, of all its processes, also of those that have ended."""
@@ -89,7 +96,7 @@ def running(candidate: Candidate, scratch: Path, workers: int) -> Iterator[Serve
             process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:
             _wait_until_ready(process, port, shlex.join(command), log)
-            yield Server(candidate.name, f"http://127.0.0.1:{port}", process.pid)
+            yield Server(candidate.name, f"http://127.0.0.1:{port}", process.pid, folder)
         finally:
             _stop(process)
     finally:

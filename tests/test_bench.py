@@ -10,7 +10,7 @@ import pytest
 from bench.figures import Measure, Target, as_markdown, judge, table
 from bench.servers import Server
 from bench.wire import Source
-from bench.workloads import QUICK, Material, warm_memory
+from bench.workloads import QUICK, Material
 
 ROOT = Path(__file__).parent.parent
 RATE = Measure("push", "GB/s", more_is_better=True, target=Target(">=", 1.5))
@@ -101,8 +101,15 @@ def test_cpu_time_and_memory_are_of_the_process_and_its_children():
     assert alone.cpu_s() >= 0
 
 
-def test_warm_memory_takes_any_size():
-    warm_memory(1)
+def test_only_large_files_of_a_server_are_removed_between_two_pushes(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "large").write_bytes(bytes(1 << 20))
+    (tmp_path / "blobs" / "record").write_bytes(b"{}")
+
+    Server("ours", "", folder=tmp_path).remove_blobs()
+    Server("elsewhere", "").remove_blobs()
+
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["record"]
 
 
 def test_quick_material_is_made_once_and_small(tmp_path):
