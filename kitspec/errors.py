@@ -6,6 +6,7 @@
     │   └── UploadOutOfOrder   416 BLOB_UPLOAD_INVALID
     ├── BlobUploadUnknown      404 BLOB_UPLOAD_UNKNOWN
     ├── DigestInvalid          400 DIGEST_INVALID
+    ├── FileUnknown            404 FILE_UNKNOWN        ours: no such file in a ModelKit
     ├── ManifestBlobUnknown    400 MANIFEST_BLOB_UNKNOWN
     ├── ManifestInvalid        400 MANIFEST_INVALID
     │   ├── ManifestTooLarge   413 MANIFEST_INVALID
@@ -33,7 +34,8 @@
     ├── LayerTarInvalid
     └── ReferenceInvalid
 
-Source: distribution-spec 1.1.1, "Error Codes"; TAG_INVALID and RANGE_INVALID are CNCF Distribution's.
+Source: distribution-spec 1.1.1, "Error Codes"; TAG_INVALID and RANGE_INVALID are CNCF Distribution's,
+FILE_UNKNOWN is our own (docs/extension.md).
 """
 
 from __future__ import annotations
@@ -91,6 +93,10 @@ class BlobUploadUnknown(OciError):
 
 class DigestInvalid(OciError):
     code, status = "DIGEST_INVALID", 400
+
+
+class FileUnknown(OciError):
+    code, status = "FILE_UNKNOWN", 404
 
 
 class ManifestBlobUnknown(OciError):

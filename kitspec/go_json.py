@@ -14,8 +14,14 @@ _ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in
 _quote = json.JSONEncoder(ensure_ascii=False).encode
 
 
+class NumberText(str):
+    """A number as its JSON text, to be written as it is."""
+
+    __slots__ = ()
+
+
 def to_go_json(value: object) -> bytes:
-    """`value`: dicts (in their order), lists and tuples, str, int, float, bool, None; nothing else."""
+    """`value`: dicts (in their order), lists and tuples, str, int, float, NumberText, bool, None; nothing else."""
     return _write(value).translate(_ESCAPES).encode()
 
 
@@ -26,6 +32,8 @@ def _write(value: object) -> str:
         return "[" + ",".join([_write(item) for item in value]) + "]"
     if isinstance(value, float):
         return format_float(value)
+    if isinstance(value, NumberText):
+        return str(value)
     return _quote(value)
 
 

@@ -217,7 +217,7 @@ class Kitfile:
                 yield Section.MODEL, 0, self.model
             for index, part in enumerate(self.model.parts):
                 yield Section.MODEL_PART, index, part
-        for section, listed in self._lists():
+        for section, listed in self.lists():
             for index, entry in enumerate(listed):
                 if not (isinstance(entry, Dataset) and entry.remote_path):
                     yield section, index, entry
@@ -250,7 +250,8 @@ class Kitfile:
             mcp_servers=renewed(Section.MCP_SERVERS, self.mcp_servers),
         )
 
-    def _lists(self) -> tuple[tuple[Section, tuple[Entry, ...]], ...]:
+    def lists(self) -> tuple[tuple[Section, tuple[Entry, ...]], ...]:
+        """The sections that are lists, with all their entries."""
         return (
             (Section.CODE, self.code),
             (Section.DATASETS, self.datasets),
@@ -261,7 +262,7 @@ class Kitfile:
 
     def _counted(self) -> Self:
         parts = len(self.model.parts) if self.model is not None else 0
-        count = parts + sum(len(listed) for _, listed in self._lists())
+        count = parts + sum(len(listed) for _, listed in self.lists())
         if count > ENTRY_COUNT_MAX:
             raise KitfileInvalid(f"a Kitfile of {count} entries; at most {ENTRY_COUNT_MAX} are allowed")
         return self

@@ -145,6 +145,7 @@ class Member:
         mode: as written: permission bits, perhaps with setuid, setgid and sticky.
         size: of the content in bytes; 0 for a directory.
         offset: of the content from the beginning of the (uncompressed) layer.
+        start: of the first of the headers that belong to the member.
     """
 
     path: str
@@ -152,6 +153,12 @@ class Member:
     mode: int
     size: int
     offset: int
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """Where the next member may begin: the content is padded to whole blocks."""
+        return self.offset + self.size + -self.size % BLOCK_SIZE
 
 
 class _State(Enum):
@@ -176,6 +183,7 @@ class LayerTarReader:
     def __init__(self) -> None:
         self._state = _State.HEADER
         self._offset = 0
+        self._member_start = 0
         self._remaining = 0  # of content, extension or padding
         self._padding = 0
         self._pending = bytearray()
@@ -223,6 +231,15 @@ class LayerTarReader:
                     position = min(stop, start + self._remaining)
                     self._pending += view[start:position]
                     self._advance(position - start)
+
+    def skip(self) -> int:
+        """Leave out the rest of the content that is being read, with its padding; how many bytes the caller passes over."""
+        if self._state not in (_State.CONTENT, _State.PADDING):
+            return 0
+        count = self._remaining + (self._padding if self._state is _State.CONTENT else 0)
+        self._offset += count
+        self._state, self._remaining, self._padding = _State.HEADER, 0, 0
+        return count
 
     def finish(self) -> None:
         """Say that there are no more bytes.
@@ -300,14 +317,15 @@ class LayerTarReader:
         path = self._clean_path(raw)
         if size:
             self._expect(_State.CONTENT, size)
-        if not path:
-            if not is_directory:
-                raise self._invalid(f"{_escaped(raw)} names the root, and is a file")
-            return None  # the root itself: other writers list it, and it says nothing
+        if not path and not is_directory:
+            raise self._invalid(f"{_escaped(raw)} names the root, and is a file")
         self._member_count += 1
         if self._member_count > MEMBER_COUNT_MAX:
             raise self._invalid(f"more than {MEMBER_COUNT_MAX} members")
-        return Member(path, is_directory, mode, size, self._offset)
+        member = Member(path, is_directory, mode, size, self._offset, self._member_start)
+        self._member_start = member.stop
+        # The root itself: other writers list it, and it says nothing.
+        return member if path else None
 
     def _expect_extension(self, typeflag: bytes, size: int) -> None:
         if typeflag != b"g" and typeflag in self._extension:
@@ -374,25 +392,10 @@ class LayerTarReader:
         return text
 
     def _clean_path(self, raw: bytes) -> str:
-        """Names as other tools read them are one thing; a name that tools read differently is refused."""
-        if len(raw) > PATH_SIZE_MAX:
-            raise self._invalid(f"a path of {len(raw)} bytes; at most {PATH_SIZE_MAX} are allowed")
         try:
-            path = raw.decode()
-        except UnicodeDecodeError as error:
-            raise self._invalid(f"the name {_escaped(raw)} is not UTF-8") from error
-        if _UNFIT.search(path) is not None:
-            raise self._invalid(f"a control character in the name {_escaped(raw)}")
-        if path.startswith("/"):
-            raise self._invalid(f"the absolute path {_escaped(raw)}")
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        if ".." in parts:
-            raise self._invalid(f"the path {_escaped(raw)}, which leads out of its place")
-        if len(parts) > DEPTH_MAX:
-            raise self._invalid(f"a path of {len(parts)} components; at most {DEPTH_MAX} are allowed")
-        if any(len(part.encode()) > NAME_SIZE_MAX for part in parts):
-            raise self._invalid(f"a component of more than {NAME_SIZE_MAX} bytes in {_escaped(raw)}")
-        return "/".join(parts)
+            return clean_member_path(raw)
+        except LayerTarInvalid as error:
+            raise self._invalid(str(error)) from error
 
     def _number(self, field: bytes, what: str) -> int:
         if field[0] == 0x80:  # base 256; 0xff would be a negative one
@@ -412,6 +415,34 @@ class LayerTarReader:
 
     def _invalid(self, message: str) -> LayerTarInvalid:
         return LayerTarInvalid(f"{message} (before byte {self._offset} of the layer)")
+
+
+def clean_member_path(raw: bytes) -> str:
+    """The path that a member's name means: relative, without `.` and empty components; "" for the root itself.
+
+    Names as other tools read them are one thing; a name that tools read differently is refused.
+
+    Raises:
+        LayerTarInvalid: no member may be called that.
+    """
+    if len(raw) > PATH_SIZE_MAX:
+        raise LayerTarInvalid(f"a path of {len(raw)} bytes; at most {PATH_SIZE_MAX} are allowed")
+    try:
+        path = raw.decode()
+    except UnicodeDecodeError as error:
+        raise LayerTarInvalid(f"the name {_escaped(raw)} is not UTF-8") from error
+    if _UNFIT.search(path) is not None:
+        raise LayerTarInvalid(f"a control character in the name {_escaped(raw)}")
+    if path.startswith("/"):
+        raise LayerTarInvalid(f"the absolute path {_escaped(raw)}")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise LayerTarInvalid(f"the path {_escaped(raw)}, which leads out of its place")
+    if len(parts) > DEPTH_MAX:
+        raise LayerTarInvalid(f"a path of {len(parts)} components; at most {DEPTH_MAX} are allowed")
+    if any(len(part.encode()) > NAME_SIZE_MAX for part in parts):
+        raise LayerTarInvalid(f"a component of more than {NAME_SIZE_MAX} bytes in {_escaped(raw)}")
+    return "/".join(parts)
 
 
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,7}) ")

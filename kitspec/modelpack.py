@@ -5,6 +5,7 @@ Source: the ModelPack model-spec, config.md and annotations.md; its legacy form 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -35,12 +36,15 @@ from kitspec.media_types import (
 from kitspec.strict_json import parse_json
 
 
-def to_modelpack_config(kitfile: Kitfile, created: datetime) -> bytes:
+def to_modelpack_config(
+    kitfile: Kitfile, created: datetime | None, *, diff_ids: Sequence[Digest] | None = None
+) -> bytes:
     """The config of a ModelPack.
 
     Args:
         kitfile: with the diffIds of what was packed.
-        created: aware; written in UTC, to the second.
+        created: aware; written in UTC, to the second; None to leave it out.
+        diff_ids: of the layers, where they are others than those of the Kitfile's entries.
 
     Raises:
         KitfileInvalid: ModelPack has no place for what the Kitfile names.
@@ -50,7 +54,7 @@ def to_modelpack_config(kitfile: Kitfile, created: datetime) -> bytes:
     package, model = kitfile.package, kitfile.model
     entries = [entry for _, _, entry in kitfile.entries()]
     descriptor = {
-        "createdAt": created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "createdAt": created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if created else "",
         "authors": list(package.authors),
         "name": package.name,
         "version": package.version,
@@ -58,12 +62,14 @@ def to_modelpack_config(kitfile: Kitfile, created: datetime) -> bytes:
         "title": package.name,
         "description": package.description,
     }
+    if diff_ids is None:
+        diff_ids = [entry.diff_id for entry in entries if entry.diff_id]
     return to_go_json(
         {
             "descriptor": {key: value for key, value in descriptor.items() if value},
             "modelfs": {
                 "type": "layers",
-                "diffIds": [str(entry.diff_id) for entry in entries if entry.diff_id],
+                "diffIds": [str(diff_id) for diff_id in diff_ids],
             },
             "config": {"format": model.format} if model is not None and model.format else {},
         }

@@ -6,25 +6,31 @@ Source: the reference of `kit unpack`; what kit 1.7 was seen to do.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kitspec.descriptor import Descriptor
-from kitspec.errors import FilterInvalid, KitfileInvalid
+from kitspec.errors import FilterInvalid, KitfileInvalid, LayerTarInvalid
 from kitspec.kitfile import Entry, Kitfile, Section
 from kitspec.kitfile_rules import clean_path
+from kitspec.layer_tar import clean_member_path
 from kitspec.manifest import Manifest
 from kitspec.media_types import (
+    FILE_METADATA_ANNOTATION,
     FILEPATH_ANNOTATION,
     LAYER_SUBTYPE_ANNOTATION,
+    LEGACY_FILE_METADATA_ANNOTATION,
+    LEGACY_FILEPATH_ANNOTATION,
     PROMPT_SUBTYPE,
     LayerKind,
     LayerType,
     parse_layer_media_type,
 )
 
-_SECTIONS: Mapping[str, frozenset[Section]] = {
+SECTIONS_OF_TYPE: Mapping[str, frozenset[Section]] = {
     "kitfile": frozenset(),
     "model": frozenset((Section.MODEL, Section.MODEL_PART)),
     "datasets": frozenset((Section.DATASETS,)),
@@ -33,6 +39,7 @@ _SECTIONS: Mapping[str, frozenset[Section]] = {
     "prompts": frozenset((Section.PROMPTS,)),
     "mcpservers": frozenset((Section.MCP_SERVERS,)),
 }
+"""What the types of a filter and the selectors of a tag mean."""
 _FORMAT = "invalid filter: should be in format <type1>,<type2>[:<filter1>,<filter2>]"
 
 
@@ -47,7 +54,9 @@ class Filter:
     def __str__(self) -> str:
         """Parses back to the same."""
         words = ["kitfile"] if self.kitfile else []
-        words += [word for word, sections in _SECTIONS.items() if sections and sections <= self.sections]
+        words += [
+            word for word, sections in SECTIONS_OF_TYPE.items() if sections and sections <= self.sections
+        ]
         return ":".join([",".join(words), *([",".join(self.values)] if self.values else [])])
 
 
@@ -64,12 +73,12 @@ def parse_filter(text: str) -> Filter:
     kitfile = False
     for word in types.split(","):
         name = "datasets" if word == "dataset" else word
-        if name not in _SECTIONS:
-            *known, last = (f"'{known}'" for known in _SECTIONS)
+        if name not in SECTIONS_OF_TYPE:
+            *known, last = (f"'{known}'" for known in SECTIONS_OF_TYPE)
             raise FilterInvalid(
                 f"invalid filter type {word[:80]} (must be one of {', '.join(known)}, or {last})"
             )
-        sections |= _SECTIONS[name]
+        sections |= SECTIONS_OF_TYPE[name]
         kitfile = kitfile or name == "kitfile"
     wanted = tuple(values.split(",")) if colon else ()
     if not all(wanted):
@@ -221,6 +230,58 @@ def _mismatch(kind: LayerKind, entry: Entry) -> KitfileInvalid:
         f"digest in config and manifest do not match in {kind}: "
         f"no layer of the manifest for {entry.digest} ({entry.path!a})"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlace:
+    """Where the content of a layer goes when it is unpacked.
+
+    Attributes:
+        path: of the file that a raw layer is; for a tar, the folder that its names are relative to, "" for the root.
+        mode: of the file that a raw layer is.
+    """
+
+    path: str = ""
+    mode: int = 0o644
+
+
+def place_of(pair: EntryLayer) -> LayerPlace:
+    """Where a layer's content goes.
+
+    Raises:
+        KitfileInvalid: to no path inside the kit.
+    """
+    path = clean_path(pair.entry.path)
+    if pair.layer_type.packaging == "raw":
+        annotations = pair.layer.annotations
+        named = annotations.get(FILEPATH_ANNOTATION, annotations.get(LEGACY_FILEPATH_ANNOTATION, path))
+        return LayerPlace(_checked_path(named), _mode_of(pair.layer))
+    if pair.layer_type.family == "kitops" and pair.entry.digest is None and "/" in path:
+        # Before 0.5 the names in a layer were relative to the folder that its path is in.
+        return LayerPlace(_checked_path(path.rpartition("/")[0]))
+    return LayerPlace()
+
+
+def _checked_path(text: str) -> str:
+    """A path out of a manifest, as strictly as the names in a tar."""
+    where = f"a layer is to be unpacked to {text[:200]!a}, which is no path in the target folder"
+    try:
+        path = clean_member_path(text.encode())
+    except LayerTarInvalid as error:
+        raise KitfileInvalid(f"{where}: {error}") from error
+    if not path or path != text:
+        raise KitfileInvalid(where)
+    return path
+
+
+def _mode_of(layer: Descriptor) -> int:
+    annotations = layer.annotations
+    text = annotations.get(FILE_METADATA_ANNOTATION, annotations.get(LEGACY_FILE_METADATA_ANNOTATION, ""))
+    with suppress(ValueError, RecursionError, AttributeError):
+        mode = json.loads(text).get("mode")
+        if type(mode) is int:
+            return mode & 0o7777
+    return 0o644
 
 
 def layer_annotations(section: Section, entry: Entry) -> dict[str, str]:

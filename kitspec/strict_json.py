@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from kitspec.errors import ContentInvalid
+from kitspec.go_json import NumberText
 
 DEPTH_MAX = 64
 NODE_COUNT_MAX = 200_000
@@ -22,8 +23,11 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_A_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def parse_json(content: bytes) -> Any:  # noqa: ANN401  (any JSON)
+def parse_json(content: bytes, *, numbers_as_text: bool = False) -> Any:  # noqa: ANN401  (any JSON)
     """The value that `content` holds.
+
+    Args:
+        numbers_as_text: give each number as `go_json.NumberText`, so that it can be written again as it stood.
 
     Raises:
         ContentInvalid: it is not JSON, ambiguous, or beyond the limits above.
@@ -36,7 +40,7 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401  (any JSON)
     if text.startswith("\ufeff"):
         raise ContentInvalid("begins with a byte order mark; JSON is UTF-8 without one")
     try:
-        document = _DECODER.decode(text)
+        document = (_TEXT_DECODER if numbers_as_text else _DECODER).decode(text)
     except json.JSONDecodeError as error:
         raise ContentInvalid(f"not JSON: {error}") from error
     if _SURROGATE.search(content) is not None:
@@ -114,4 +118,22 @@ def _refuse_constant(text: str) -> None:
 
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_int=_integer, parse_float=_float, parse_constant=_refuse_constant
+)
+
+
+def _checked_integer(text: str) -> NumberText:
+    _integer(text)
+    return NumberText(text)
+
+
+def _checked_float(text: str) -> NumberText:
+    _float(text)
+    return NumberText(text)
+
+
+_TEXT_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_int=_checked_integer,
+    parse_float=_checked_float,
+    parse_constant=_refuse_constant,
 )

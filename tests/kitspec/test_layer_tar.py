@@ -128,6 +128,33 @@ def test_the_offset_of_a_member_is_where_its_content_is(files):
 
 
 @given(FILES)
+def test_members_begin_where_the_one_before_ends(files):
+    found = members(tar_of(files))
+
+    assert [entry.start for entry in found] == [0, *(entry.stop for entry in found)][:-1] if found else True
+    for entry in found:
+        (alone,) = members(tar_of(files)[entry.start : entry.stop] + TRAILER)
+        assert (alone.path, alone.size, alone.offset) == (entry.path, entry.size, entry.offset - entry.start)
+
+
+@given(FILES, st.integers(1, 2000))
+def test_content_can_be_left_out(files, size):
+    layer = tar_of(files)
+    reader = LayerTarReader()
+    found = []
+    position = read_size = 0
+    while position < len(layer):
+        chunk = layer[position : position + size]
+        found += [event for event in reader.feed(chunk) if isinstance(event, Member)]
+        read_size += len(chunk)
+        position += len(chunk) + reader.skip()
+    reader.finish()
+
+    assert found == members(layer)
+    assert read_size <= len(layer)
+
+
+@given(FILES)
 def test_the_standard_library_reads_what_is_written(files):
     with tarfile.open(fileobj=io.BytesIO(tar_of(files))) as archive:
         seen = [(info.name, archive.extractfile(info).read(), info.mode) for info in archive]
@@ -264,7 +291,9 @@ def test_a_dot_in_front_is_not_part_of_a_name_and_the_root_is_no_member():
 
 @pytest.mark.parametrize("ending", [TRAILER, TRAILER[:BLOCK_SIZE], bytes(10240), bytes(1024 * 1024)])
 def test_T_20_one_block_of_zeros_or_a_padded_record_ends_a_layer(ending):
-    assert members(header() + ending) == [Member("f", is_directory=False, mode=0o644, size=0, offset=512)]
+    assert members(header() + ending) == [
+        Member("f", is_directory=False, mode=0o644, size=0, offset=512, start=0)
+    ]
 
 
 def test_owner_time_and_device_may_be_anything():
