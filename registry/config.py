@@ -1,4 +1,4 @@
-"""What can be configured, as types: the shape of CNCF Distribution's `config.yml`, and our own `limits` and `manifests`.
+"""What can be configured, as types: the shape of CNCF Distribution's `config.yml`, and our own `hub`, `limits` and `manifests`.
 
 `Config()` is a complete configuration: every key has a default. Reading files, variables and flags is `config_sources.py`.
 Durations are seconds (`float`) and sizes are bytes (`int`) once they are here. A key that nothing reads has no place here.
@@ -288,6 +288,11 @@ class Manifests(Section):
     allowsparse: bool = False
 
 
+class Hub(Section):
+    enabled: bool = True
+    root: Literal["auto", "kit"] = "auto"
+
+
 class Limits(Section):
     """What one client, or all of them, may take. Each is shown by /metrics as `modelreg_limit{name=…}`."""
 
@@ -336,6 +341,7 @@ class Config(Section):
     tags: Tags = Tags()
     health: Health = Health()
     manifests: Manifests = Manifests()
+    hub: Hub = Hub()
     limits: Limits = Limits()
 
     @field_validator("version", mode="before")

@@ -5,7 +5,12 @@
     repositories/<name>/_manifests/sha256/…      manifest: a line of JSON about it, then its bytes as received
     repositories/<name>/_referrers/sha256/…/…    descriptor of a manifest, under the digest of its subject
     repositories/<name>/_tags/<tag>              digest of the manifest; the newest write wins
+    repositories/<name>/_viewed                  something was derived in this repository
+    repositories/<name>/_views/sha256/…/…        a manifest, config or layer that was derived; below, from which manifest
+    repositories/<name>/_packs/sha256/…          which choice of which kit this derived ModelPack holds the files of
     catalog/<name>!                              this repository exists
+    cache/members/sha256/ab/abcd….tar            what is in a layer; made again when it is missing
+    cache/tars/sha256/ab/abcd…                   digest of a tar that stands nowhere, under that of its recipe; the same
 
 `_` cannot begin a component of a repository's name, so nothing here can be mistaken for a repository below.
 `!` sorts before every character of a name: keys of the catalogue are in the order of the names.
@@ -16,6 +21,7 @@ Keys only: no I/O here. The layout is a promise (docs/storage-layout.md): changi
 from __future__ import annotations
 
 from kitspec.digest import Digest
+from kitspec.media_types import LayerType
 from kitspec.names import RepositoryName, Tag
 
 CATALOG = "catalog/"
@@ -48,6 +54,35 @@ def tags_prefix(name: RepositoryName) -> str:
 
 def tag_key(name: RepositoryName, tag: Tag) -> str:
     return f"{tags_prefix(name)}{tag}"
+
+
+def viewed_key(name: RepositoryName) -> str:
+    return f"repositories/{name}/_viewed"
+
+
+def view_prefix(name: RepositoryName, digest: Digest) -> str:
+    return f"repositories/{name}/_views/{digest.algorithm}/{digest.encoded}/"
+
+
+def view_key(name: RepositoryName, digest: Digest, source: Digest) -> str:
+    return f"{view_prefix(name, digest)}{source.algorithm}-{source.encoded}"
+
+
+def packs_prefix(name: RepositoryName) -> str:
+    return f"repositories/{name}/_packs/"
+
+
+def pack_key(name: RepositoryName, digest: Digest) -> str:
+    return f"{packs_prefix(name)}{digest.algorithm}/{digest.encoded}"
+
+
+def members_key(layer: Digest, layer_type: LayerType) -> str:
+    kind = layer_type.packaging + (f"+{layer_type.compression}" if layer_type.compression else "")
+    return f"cache/members/{layer.algorithm}/{layer.encoded[:2]}/{layer.encoded}.{kind}"
+
+
+def tar_key(recipe: Digest) -> str:
+    return f"cache/tars/{recipe.algorithm}/{recipe.encoded[:2]}/{recipe.encoded}"
 
 
 def catalog_key(name: RepositoryName) -> str:

@@ -31,6 +31,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 HANDLERS: Final = frozenset(
     {"base", "blob", "blob_upload", "blob_upload_chunk", "catalog", "manifest", "tags"}
     | {"health", "metrics", "referrers"}
+    | {"archive", "discovery", "file", "files", "hub", "kitfile", "tensors"}
 )
 METHODS: Final = frozenset({"delete", "get", "head", "options", "patch", "post", "put"})
 ACTIONS: Final = frozenset(
@@ -80,7 +81,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "registry_http_in_flight_requests": Family("Requests that are being answered.", ("handler",), gauge=True),
     "registry_storage_action_seconds": Family("What the store took.", ("driver", "action"), SECONDS_BOUNDS),
     "modelreg_received_bytes_total": Family("Bytes of request bodies."),
-    "modelreg_sent_bytes_total": Family("Bytes of response bodies."),
+    "modelreg_sent_bytes_total": Family("Bytes of responses, heads and bodies."),
     "modelreg_uploads_in_progress": Family("Requests that are sending content right now.", gauge=True),
     "modelreg_upload_commit_seconds": Family(
         "From the last byte of a blob until it was durable.", (), SECONDS_BOUNDS

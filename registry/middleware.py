@@ -27,6 +27,7 @@ from kitspec.errors import (
 from kitspec.http_fields import format_upload_range
 from registry.answer_memo import Answer, AnswerMemo
 from registry.api.call import Call, Services
+from registry.api.sending import SENT
 from registry.body import RECEIVED, discard
 from registry.connection import Connection
 from registry.hosted import Versions
@@ -98,7 +99,7 @@ class Dispatch:
             if isinstance(request.protocol, Connection):
                 request.protocol.release_body()
             received = request.content.total_bytes + request.get(RECEIVED, 0)
-            sent = request.writer.output_size
+            sent = request.writer.output_size + request.get(SENT, 0)
             metrics.request_finished(
                 label, request.method, status, seconds=seconds, received=received, sent=sent
             )
@@ -203,7 +204,7 @@ class Dispatch:
             raise Unsupported(f"{request.method[:20]!a} is not supported here; {allowed} are", detail=allowed)
         if self._is_read_only and route.access in (Access.PUSH, Access.DELETE):
             raise Unsupported("the registry is in read-only mode (storage.maintenance.readonly)")
-        return Call(request, self._services, target.name, target.argument), route.handler
+        return Call(request, self._services, target.name, target.argument, target.path), route.handler
 
 
 def error_response(request: web.BaseRequest, error: OciError) -> web.StreamResponse:

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from registry.api import blobs, listings, manifests, operations, uploads
+from registry.api import blobs, hub, listings, manifests, modelkits, operations, uploads
 from registry.api.call import Call
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
@@ -33,6 +33,14 @@ class Endpoint(enum.Enum):
     MANIFEST = enum.auto()
     TAGS = enum.auto()
     REFERRERS = enum.auto()
+    DISCOVERY = enum.auto()
+    FILES = enum.auto()
+    FILE = enum.auto()
+    KITFILE = enum.auto()
+    ARCHIVE = enum.auto()
+    TENSORS = enum.auto()
+    TENSORS_OF_FILE = enum.auto()
+    HUB = enum.auto()
     LIVE = enum.auto()
     READY = enum.auto()
     STARTED = enum.auto()
@@ -48,6 +56,14 @@ LABELS = {
     Endpoint.MANIFEST: "manifest",
     Endpoint.TAGS: "tags",
     Endpoint.REFERRERS: "referrers",
+    Endpoint.DISCOVERY: "discovery",
+    Endpoint.FILES: "files",
+    Endpoint.FILE: "file",
+    Endpoint.KITFILE: "kitfile",
+    Endpoint.ARCHIVE: "archive",
+    Endpoint.TENSORS: "tensors",
+    Endpoint.TENSORS_OF_FILE: "tensors",
+    Endpoint.HUB: "hub",
     Endpoint.LIVE: "health",
     Endpoint.READY: "health",
     Endpoint.STARTED: "health",
@@ -91,6 +107,19 @@ ROUTES = (
     Route("end-8", Endpoint.TAGS, "GET", listings.list_tags, Access.PULL),
     Route("end-12", Endpoint.REFERRERS, "GET", listings.list_referrers, Access.PULL),
     Route("_catalog", Endpoint.CATALOG, "GET", listings.list_repositories, Access.CATALOG),
+    Route("_oci", Endpoint.DISCOVERY, "GET", modelkits.discover, Access.BASE),
+    Route("_modelkit", Endpoint.FILES, "GET", modelkits.list_files, Access.PULL),
+    Route("_modelkit", Endpoint.FILE, "GET", modelkits.get_file, Access.PULL),
+    Route("_modelkit", Endpoint.KITFILE, "GET", modelkits.get_kitfile, Access.PULL),
+    Route("_modelkit", Endpoint.ARCHIVE, "GET", modelkits.get_archive, Access.PULL),
+    Route("_modelkit", Endpoint.TENSORS, "GET", modelkits.list_tensors, Access.PULL),
+    Route("_modelkit", Endpoint.TENSORS_OF_FILE, "GET", modelkits.get_tensors, Access.PULL),
+    # Whatever it is that would write, it is refused: nobody has to be allowed to be told so.
+    Route("hub", Endpoint.HUB, "GET", hub.get_hub, Access.PULL),
+    Route("hub", Endpoint.HUB, "POST", hub.post_hub, Access.PULL),
+    Route("hub", Endpoint.HUB, "PUT", hub.refuse_write, Access.PULL),
+    Route("hub", Endpoint.HUB, "PATCH", hub.refuse_write, Access.PULL),
+    Route("hub", Endpoint.HUB, "DELETE", hub.refuse_write, Access.PULL),
     Route("ours", Endpoint.LIVE, "GET", operations.get_live, Access.OPEN),
     Route("ours", Endpoint.READY, "GET", operations.get_ready, Access.OPEN),
     Route("ours", Endpoint.STARTED, "GET", operations.get_started, Access.OPEN),
@@ -106,6 +135,7 @@ _FIXED = {
     "/v2/": Endpoint.BASE,
     "/v2": Endpoint.BASE,
     "/v2/_catalog": Endpoint.CATALOG,
+    "/v2/_oci/ext/discover": Endpoint.DISCOVERY,
     "/livez": Endpoint.LIVE,
     "/readyz": Endpoint.READY,
     "/startupz": Endpoint.STARTED,
@@ -132,7 +162,24 @@ _ENDPOINT_OF_GROUP = {
     "referrers": Endpoint.REFERRERS,
 }
 
-# Longer paths cannot hold a legal name and reference; aiohttp's own bound is 8,190.
+# No component of a name begins with `_`: the first `_modelkit` ends the name, whatever the file behind it is called.
+_EXTENSION = re.compile(
+    r"/v2/(?P<name>[^%]+?)/_modelkit/"
+    r"(?P<what>files|kitfile|archive|tensors)/(?P<reference>[^/]+)(?:/(?P<path>.+))?"
+)
+_ENDPOINT_OF_EXTENSION = {
+    ("files", False): Endpoint.FILES,
+    ("files", True): Endpoint.FILE,
+    ("kitfile", False): Endpoint.KITFILE,
+    ("archive", False): Endpoint.ARCHIVE,
+    ("tensors", False): Endpoint.TENSORS,
+    ("tensors", True): Endpoint.TENSORS_OF_FILE,
+}
+
+# What is behind it is the Hub's, and parsed by registry/hub_paths.py.
+_HUB_PREFIX = "/hf/"
+
+# Longer paths cannot hold a legal name and reference; aiohttp's own bound, which a file's path may reach, is 8,190.
 _PATH_LENGTH_MAX = 4096
 
 
@@ -143,11 +190,13 @@ class Target:
     Attributes:
         name: of the repository, unchecked; "" where there is none.
         argument: digest, reference or upload id, unescaped and unchecked; meaningless where the path has none.
+        path: of a file in a ModelKit, unescaped and unchecked; or what follows `/hf/`, as it was sent.
     """
 
     endpoint: Endpoint
     name: str = ""
     argument: str = ""
+    path: str = ""
 
 
 def target_of(raw_path: str) -> Target | None:
@@ -155,15 +204,36 @@ def target_of(raw_path: str) -> Target | None:
     fixed = _FIXED.get(raw_path)
     if fixed is not None:
         return Target(fixed)
+    if raw_path.startswith(_HUB_PREFIX):
+        return Target(Endpoint.HUB, path=raw_path.removeprefix(_HUB_PREFIX))
+    extension = _EXTENSION.fullmatch(raw_path)
+    if extension is not None:
+        return _extension_target(extension)
+    return _named_target(raw_path)
+
+
+def _named_target(raw_path: str) -> Target | None:
     if len(raw_path) > _PATH_LENGTH_MAX:
         return None
     match = _NAMED.fullmatch(raw_path)
     if match is None or match.lastgroup is None:
         return None
     name, group = match["name"], match.lastgroup
-    if "//" in name or name.startswith("/") or name.endswith("/"):
+    if not _may_be_name(name):
         return None
     return Target(_ENDPOINT_OF_GROUP[group], name, unquote(match[group]))
+
+
+def _extension_target(match: re.Match[str]) -> Target | None:
+    path = match["path"]
+    endpoint = _ENDPOINT_OF_EXTENSION.get((match["what"], path is not None))
+    if endpoint is None or not _may_be_name(match["name"]):
+        return None
+    return Target(endpoint, match["name"], unquote(match["reference"]), unquote(path or ""))
+
+
+def _may_be_name(text: str) -> bool:
+    return "//" not in text and not text.startswith("/") and not text.endswith("/")
 
 
 def route_of(endpoint: Endpoint, method: str) -> Route | None:

@@ -24,6 +24,7 @@ from kitspec.digest import Digest
 from kitspec.errors import BlobTooLarge, BlobUploadUnknown, DigestInvalid, TooManyRequests, UploadOutOfOrder
 from kitspec.names import RepositoryName
 from registry import hash_state, layout
+from registry.pass_watchers import OnIndexed, Watchers
 from registry.storage_errors import translated
 from storage_backends.interface import (
     BlockingSource,
@@ -72,8 +73,11 @@ class _Note:
 class UploadSession:
     """One upload of one repository, as this request sees it."""
 
-    def __init__(self, backend: StorageBackend, upload: Upload, *, size_max: int | None) -> None:
+    def __init__(
+        self, backend: StorageBackend, upload: Upload, watchers: Watchers, *, size_max: int | None
+    ) -> None:
         self._backend = backend
+        self._watchers = watchers
         self._size_max = size_max
         self._take(upload)
 
@@ -154,15 +158,11 @@ class UploadSession:
                 chunks = _bounded(chunks, rest, self._size_max)
             else:
                 chunks = _BoundedSource(chunks, rest, self._size_max)
-        hasher = self._hasher
-        with translated():
-            return await self._upload.append(
-                chunks,
-                observe=hasher.update if hasher is not None else _ignore,
-                note=self._note,
-                size=size,
-                last=is_last,
-            )
+        async with self._watchers.watching(self.id, self.offset, self._hasher) as observe:
+            with translated():
+                return await self._upload.append(
+                    chunks, observe=observe, note=self._note, size=size, last=is_last
+                )
 
     async def _reload(self) -> None:
         try:
@@ -188,7 +188,9 @@ class UploadSession:
                     raise DigestInvalid(
                         f"the {self.offset} bytes received do not hash to {digest}; the upload is discarded"
                     )
-                return await self._upload.commit(layout.blob_key(digest))
+                info = await self._upload.commit(layout.blob_key(digest))
+            await self._watchers.committed(self.id, digest, info.size)
+            return info
         except UploadBusy as error:
             raise self._busy() from error
         except UploadMissing as error:
@@ -227,6 +229,7 @@ class UploadSessions:
         count_max: uploads that may be open at once; one more is refused with 429.
         per_repository_max: the same for one repository.
         size_max: bytes of a blob, or None for no limit.
+        on_indexed: given the table of a plain tar that was stored, when the pass that stored it could make one.
     """
 
     def __init__(
@@ -236,8 +239,10 @@ class UploadSessions:
         count_max: int,
         per_repository_max: int,
         size_max: int | None,
+        on_indexed: OnIndexed | None = None,
     ) -> None:
         self._backend = backend
+        self._watchers = Watchers(on_indexed)
         self._count_max = count_max
         self._per_repository_max = per_repository_max
         self._size_max = size_max
@@ -264,7 +269,7 @@ class UploadSessions:
             upload_id = mark + secrets.token_hex(16)
             upload = await self._backend.begin_upload(upload_id, note=note.to_bytes())
             self._open[mark] += 1
-        return UploadSession(self._backend, upload, size_max=self._size_max)
+        return UploadSession(self._backend, upload, self._watchers, size_max=self._size_max)
 
     def _is_full(self, mark: str) -> bool:
         return self._open[mark] >= self._per_repository_max or self._open.total() >= self._count_max
@@ -280,7 +285,7 @@ class UploadSessions:
                 upload = await self._backend.resume_upload(upload_id)
         except (UploadMissing, ValueError) as error:
             raise _unknown(upload_id) from error
-        session = UploadSession(self._backend, upload, size_max=self._size_max)
+        session = UploadSession(self._backend, upload, self._watchers, size_max=self._size_max)
         if session.repository != name:
             raise _unknown(upload_id)
         return session
@@ -326,10 +331,6 @@ def _unknown(upload_id: str) -> BlobUploadUnknown:
     return BlobUploadUnknown(
         f"no upload {upload_id[:64]!a} in this repository: it ended, expired or never was"
     )
-
-
-def _ignore(_: bytes | memoryview, /) -> None:
-    """No hash is kept in this pass."""
 
 
 async def _bounded(chunks: AsyncIterable[bytes], rest: int, size_max: int) -> AsyncIterator[bytes]:

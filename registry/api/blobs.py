@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
 
 from kitspec.digest import Digest
-from kitspec.errors import Unsupported
-from kitspec.http_fields import ByteSpan, format_content_range
+from kitspec.errors import BlobUnknown, Unsupported
+from kitspec.http_fields import ByteSpan
 from registry.api.call import Call
 from registry.api.conditions import Verdict, span_of, verdict_of
+from registry.api.sending import begin, send_content, write_delivery
 from registry.hosted import BLOB_MEDIA_TYPE
-from storage_backends.interface import ByteStream, Delivery, LocalFile, PresignedUrl
+from storage_backends.interface import Delivery, PresignedUrl
 
 
 async def get_blob(call: Call) -> web.StreamResponse:
-    """GET and HEAD of a blob, whole or a range."""
+    """GET and HEAD of a blob, whole or a range; also of one that only a view has."""
     digest = Digest(call.argument)
+    try:
+        return await _stored_blob(call, digest)
+    except BlobUnknown:
+        found = await call.services.views.find_blob(call.name, digest)
+    headers = {"Docker-Content-Digest": digest}
+    return await send_content(call, found, etag=digest, media_type=BLOB_MEDIA_TYPE, headers=headers)
+
+
+async def _stored_blob(call: Call, digest: Digest) -> web.StreamResponse:
     headers = {
         "Docker-Content-Digest": digest,
         "ETag": f'"{digest}"',
@@ -65,31 +73,12 @@ def refuse_when_deletes_are_off(call: Call) -> None:
 async def _send(
     call: Call, delivery: Delivery, headers: dict[str, str], *, is_part: bool
 ) -> web.StreamResponse:
-    """The one place that knows in which forms a backend lets content go."""
     if isinstance(delivery, PresignedUrl):
         redirect = headers | {"Location": delivery.url, "Cache-Control": "no-store"}
         return web.Response(status=307, headers=redirect)
     span = ByteSpan(delivery.span.start, delivery.span.stop)
-    response = _begin(headers, span, delivery.size, is_part=is_part)
+    response = begin(headers, span, delivery.size, media_type=BLOB_MEDIA_TYPE, is_part=is_part)
     await response.prepare(call.request)
-    match delivery:
-        case LocalFile(file):
-            transport = call.request.transport
-            if transport is None:
-                raise ConnectionResetError("the client is gone")
-            if span.size:
-                await asyncio.get_running_loop().sendfile(transport, file, span.start, span.size)
-        case ByteStream(chunks):
-            async for chunk in chunks:
-                await response.write(chunk)
+    await write_delivery(call, response, delivery)
     await response.write_eof()
-    return response
-
-
-def _begin(headers: dict[str, str], span: ByteSpan, size: int, *, is_part: bool) -> web.StreamResponse:
-    response = web.StreamResponse(status=206 if is_part else 200, headers=headers)
-    response.content_type = BLOB_MEDIA_TYPE
-    response.content_length = span.size
-    if is_part:
-        response.headers["Content-Range"] = format_content_range(span, size)
     return response

@@ -13,8 +13,11 @@ from aiohttp import web
 from kitspec.errors import ManifestTooLarge, QueryInvalid
 from kitspec.names import RepositoryName
 from registry.body import Slots, pieces_of, upload_of
+from registry.content_reader import ContentReader
 from registry.hosted import HostedRegistry, Versions
+from registry.kits import Kits
 from registry.upload_sessions import Chunks
+from registry.views import Views
 
 if TYPE_CHECKING:
     from registry.config import Config
@@ -31,6 +34,9 @@ class Services:
 
     config: Config
     registry: HostedRegistry
+    kits: Kits
+    views: Views
+    reader: ContentReader
     health: Health
     metrics: Metrics
     slots: Slots
@@ -71,6 +77,7 @@ class Call:
     """A request that has found its route.
 
     Attributes:
+        path: of a file in a ModelKit, unescaped and unchecked; for the hub what follows `/hf/`, as it was sent.
         versions: the records that the answer rests on, where it rests on nothing else; may be given again while they last.
     """
 
@@ -78,6 +85,7 @@ class Call:
     services: Services
     raw_name: str
     argument: str
+    path: str = ""
     name: RepositoryName = field(init=False)
     versions: Versions = ()
     _query: Query | None = None

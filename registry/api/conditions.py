@@ -1,4 +1,4 @@
-"""Conditional requests and ranges on content whose entity tag is its digest.
+"""Conditional requests and ranges on content with a strong entity tag, mostly its digest.
 
 Source: RFC 9110 sections 13.2.2 (precedence) and 14.2 (ranges).
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 
-from kitspec.digest import Digest
 from kitspec.errors import RangeInvalid
 from kitspec.http_fields import ByteSpan, RangeNotSatisfiable, parse_entity_tags, parse_range
 
@@ -19,21 +18,21 @@ class Verdict(enum.Enum):
     PRECONDITION_FAILED = 412
 
 
-def verdict_of(headers: Mapping[str, str], digest: Digest) -> Verdict:
+def verdict_of(headers: Mapping[str, str], etag: str) -> Verdict:
     """What a GET or HEAD is answered with, given its preconditions.
 
     Dates are not compared: nothing here has a modification date, so `If-(Un)Modified-Since` is to be ignored.
     """
     if_match = headers.get("If-Match")
-    if if_match is not None and not parse_entity_tags(if_match).match_strongly(digest):
+    if if_match is not None and not parse_entity_tags(if_match).match_strongly(etag):
         return Verdict.PRECONDITION_FAILED
     if_none_match = headers.get("If-None-Match")
-    if if_none_match is not None and parse_entity_tags(if_none_match).match_weakly(digest):
+    if if_none_match is not None and parse_entity_tags(if_none_match).match_weakly(etag):
         return Verdict.NOT_MODIFIED
     return Verdict.GO_ON
 
 
-def span_of(headers: Mapping[str, str], method: str, digest: Digest, size: int) -> ByteSpan | None:
+def span_of(headers: Mapping[str, str], method: str, etag: str, size: int) -> ByteSpan | None:
     """The part of `size` bytes that is asked for; None for all of it.
 
     Raises:
@@ -44,7 +43,7 @@ def span_of(headers: Mapping[str, str], method: str, digest: Digest, size: int) 
         return None
     if_range = headers.get("If-Range")
     # A date never matches: there is no Last-Modified it could have come from.
-    if if_range is not None and not parse_entity_tags(if_range).match_strongly(digest):
+    if if_range is not None and not parse_entity_tags(if_range).match_strongly(etag):
         return None
     try:
         return parse_range(field, size)

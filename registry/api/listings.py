@@ -20,14 +20,14 @@ _NUMBER = re.compile(r"[0-9]{1,1000}", re.ASCII)
 
 async def list_tags(call: Call) -> web.StreamResponse:
     """GET tags/list?n=&last="""
-    size_max = _page_size(call, call.config.tags.maxtags)
+    size_max = page_size(call, call.config.tags.maxtags)
     tags, is_more = await _page(call.registry.tags(call.name, after=call.query.one("last") or ""), size_max)
     return _listing({"name": call.name, "tags": tags}, _next(call, tags, size_max, is_more=is_more))
 
 
 async def list_repositories(call: Call) -> web.StreamResponse:
     """GET _catalog?n=&last="""
-    size_max = _page_size(call, call.config.catalog.maxentries)
+    size_max = page_size(call, call.config.catalog.maxentries)
     names, is_more = await _page(call.registry.repositories(after=call.query.one("last") or ""), size_max)
     return _listing({"repositories": names}, _next(call, names, size_max, is_more=is_more))
 
@@ -65,7 +65,7 @@ async def list_referrers(call: Call) -> web.StreamResponse:
     return web.Response(body=head + b",".join(manifests) + b"]}", headers=headers)
 
 
-def _page_size(call: Call, size_max: int) -> int:
+def page_size(call: Call, size_max: int) -> int:
     """`n`, clamped: a client that asks for more gets a full page and a link."""
     text = call.query.one("n")
     if text is None:

@@ -5,21 +5,28 @@ from __future__ import annotations
 from aiohttp import web
 
 from kitspec.digest import Digest
-from kitspec.errors import ManifestTypeUnsupported, ManifestUnknown, QueryInvalid, TagInvalid
+from kitspec.errors import FilterInvalid, ManifestTypeUnsupported, ManifestUnknown, QueryInvalid, TagInvalid
 from kitspec.manifest import parse_manifest
 from kitspec.names import Tag
+from kitspec.selection import Filter, parse_filter
 from registry.api.blobs import refuse_when_deletes_are_off
 from registry.api.call import Call
 from registry.api.conditions import Verdict, verdict_of
 
 
 async def get_manifest(call: Call) -> web.StreamResponse:
-    """GET and HEAD, by tag or by digest; the bytes and the media type are those of the push."""
-    manifest, call.versions = await call.registry.find_manifest(call.name, _known_reference(call.argument))
+    """GET and HEAD, by tag or by digest; the bytes and the media type are those of the push, or a view's own."""
+    found = await call.services.views.find_manifest(
+        call.name, known_reference(call.argument), filters_of(call)
+    )
+    manifest, call.versions = found.manifest, found.versions
     headers = {
         "Docker-Content-Digest": manifest.digest,
         "ETag": f'"{manifest.digest}"',
     }
+    if found.of is not None:
+        source = call.url(f"/v2/{call.name}/manifests/{found.of}")
+        headers["Link"] = f'<{source}>; rel="canonical"'
     verdict = verdict_of(call.headers, manifest.digest)
     if verdict is not Verdict.GO_ON:
         return web.Response(status=verdict.value, headers=headers)
@@ -34,6 +41,7 @@ async def put_manifest(call: Call) -> web.StreamResponse:
     media_type = _media_type(call)
     content = await call.read_manifest(call.config.limits.manifestsize)
     manifest = parse_manifest(content, media_type)
+    await call.services.views.materialise(call.name, manifest)
     stored = await call.registry.store_manifest(
         call.name,
         manifest,
@@ -42,6 +50,7 @@ async def put_manifest(call: Call) -> web.StreamResponse:
         expect=reference if isinstance(reference, Digest) else None,
         tags=tags,
     )
+    call.services.kits.index_soon(manifest)
     headers = {
         "Location": call.url(f"/v2/{call.name}/manifests/{stored.digest}"),
         "Docker-Content-Digest": stored.digest,
@@ -57,7 +66,7 @@ async def put_manifest(call: Call) -> web.StreamResponse:
 async def delete_manifest(call: Call) -> web.StreamResponse:
     """DELETE: by tag only the tag; by digest the manifest and its tags."""
     refuse_when_deletes_are_off(call)
-    await call.registry.delete_manifest(call.name, _known_reference(call.argument))
+    await call.registry.delete_manifest(call.name, known_reference(call.argument))
     return web.Response(status=202, headers={"Content-Length": "0"})
 
 
@@ -65,12 +74,24 @@ def _reference(text: str) -> Tag | Digest:
     return Digest(text) if ":" in text else Tag(text)
 
 
-def _known_reference(text: str) -> Tag | Digest:
+def known_reference(text: str) -> Tag | Digest:
     """A reference to look up: what cannot be a tag is a tag that does not exist."""
     try:
         return _reference(text)
     except TagInvalid as error:
         raise ManifestUnknown(f"no manifest {text[:160]!a}: that cannot be a tag") from error
+
+
+def filters_of(call: Call) -> list[Filter]:
+    """`filter=`, any number of times, in the syntax of kit's `--filter`.
+
+    Raises:
+        QueryInvalid: it is none.
+    """
+    try:
+        return [parse_filter(text) for text in call.query.all("filter")]
+    except FilterInvalid as error:
+        raise QueryInvalid(str(error)) from error
 
 
 def _tags(call: Call, reference: Tag | Digest) -> tuple[Tag, ...]:

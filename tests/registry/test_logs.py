@@ -14,6 +14,8 @@ from aiohttp.http_exceptions import BadStatusLine
 from registry import logs
 from registry.config import Log
 from registry.logs import AccessLog, RateGate, configure_logging, log_event, request_id
+from tests.registry.conftest import configured, served
+from tests.registry.wire import Wire
 
 LOGGER = logging.getLogger("registry.test")
 EVIL = 'a\r\nb\x1b[31m\x00\x7f\u202e\x85"=x'
@@ -158,6 +160,15 @@ def test_a_gate_opens_again_each_second() -> None:
 def test_the_access_log_can_be_off(kept_logging: None, level: str, logged: bool) -> None:
     assert (configure_logging(Log.model_validate({"level": level})) is not None) is logged
     assert configure_logging(Log.model_validate({"level": level, "accesslog": {"disabled": True}})) is None
+
+
+async def test_what_was_answered_last_is_logged_before_the_end(written: Written) -> None:
+    configure_logging(Log(), descriptor=written.descriptor)
+
+    async with served(configured({"inmemory": {}}, log={"accesslog": {"disabled": False}})) as url:
+        await Wire(url)("GET", "/v2/")
+
+    assert any(" path=/v2/ status=200 " in line for line in written.lines)
 
 
 def test_a_request_that_cannot_be_parsed_is_one_line_without_a_stack(written: Written) -> None:

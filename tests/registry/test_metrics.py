@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from registry.config import Config
 from registry.metrics import FAMILIES, HANDLERS, Metrics, fold_ended
+from tests.registry.wire import Wire
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +52,27 @@ def test_a_request_counts_under_distributions_names() -> None:
     assert value(metrics, "registry_http_in_flight_requests", handler="manifest") == 0
     assert value(metrics, "modelreg_received_bytes_total") == 6
     assert value(metrics, "modelreg_sent_bytes_total") == 4000
+
+
+async def test_what_the_kernel_sends_is_counted_too(registry_url: str) -> None:
+    wire = Wire(registry_url)
+    content = bytes(1 << 20)
+    digest = await wire.push_blob("a", content)
+    before = await _sent(wire)
+
+    await wire("GET", f"/v2/a/blobs/{digest}")
+
+    assert await _sent(wire) - before >= len(content)
+
+
+async def _sent(wire: Wire) -> float:
+    text = (await wire("GET", "/metrics")).body.decode()
+    return next(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "modelreg_sent_bytes_total"
+    )
 
 
 def test_L_28_V_34_what_a_client_invents_makes_no_series() -> None:

@@ -1,0 +1,77 @@
+"""Content on its way out: conditions, ranges and the forms in which a backend lets bytes go, in one place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+
+from aiohttp import web
+
+from kitspec.http_fields import ByteSpan, format_content_range
+from registry.api.call import Call
+from registry.api.conditions import Verdict, span_of, verdict_of
+from registry.content import Content
+from storage_backends.interface import ByteStream, Delivery, LocalFile, PresignedUrl
+
+SENT = web.RequestKey("registry.sent", int)
+"""Key of a request: bytes of its answer that the kernel sent from a file, which aiohttp does not see."""
+
+
+async def send_content(
+    call: Call, content: Content, *, etag: str, media_type: str, headers: Mapping[str, str] | None = None
+) -> web.StreamResponse:
+    """GET and HEAD of what is made of pieces of layers, whole or a range.
+
+    Args:
+        etag: changes whenever a byte of the content does.
+    """
+    fields = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", **(headers or {})}
+    verdict = verdict_of(call.headers, etag)
+    if verdict is not Verdict.GO_ON:
+        return web.Response(status=verdict.value, headers=fields)
+    if call.request.method == "HEAD":
+        fields |= {"Content-Length": str(content.size), "Content-Type": media_type}
+        return web.Response(headers=fields)
+    wanted = span_of(call.headers, "GET", etag, content.size)
+    span = wanted or ByteSpan(0, content.size)
+    response = begin(fields, span, content.size, media_type=media_type, is_part=wanted is not None)
+    async with aclosing(call.services.reader.deliveries(content, span.start, span.stop)) as deliveries:
+        # Opened before the head is sent: where the store fails at once, that can still be said.
+        delivery = await anext(deliveries, None)
+        await response.prepare(call.request)
+        while delivery is not None:
+            await write_delivery(call, response, delivery)
+            delivery = await anext(deliveries, None)
+    await response.write_eof()
+    return response
+
+
+def begin(
+    headers: Mapping[str, str], span: ByteSpan, size: int, *, media_type: str, is_part: bool
+) -> web.StreamResponse:
+    """The head of an answer with `span` of `size` bytes."""
+    response = web.StreamResponse(status=206 if is_part else 200, headers=headers)
+    response.headers["Content-Type"] = media_type
+    response.content_length = span.size
+    if is_part:
+        response.headers["Content-Range"] = format_content_range(span, size)
+    return response
+
+
+async def write_delivery(call: Call, response: web.StreamResponse, delivery: Delivery) -> None:
+    """The bytes of a delivery, behind a head that was sent."""
+    match delivery:
+        case LocalFile(file, span):
+            transport = call.request.transport
+            if transport is None:
+                raise ConnectionResetError("the client is gone")
+            if span.stop > span.start:
+                loop, size = asyncio.get_running_loop(), span.stop - span.start
+                call.request[SENT] = call.request.get(SENT, 0) + size
+                await loop.sendfile(transport, file, span.start, size)
+        case ByteStream(chunks):
+            async for chunk in chunks:
+                await response.write(chunk)
+        case PresignedUrl():
+            raise AssertionError("an address has no bytes to write")
