@@ -20,6 +20,8 @@ from kitclient.console import Level
 _COMMANDS = {
     "pack": "pack:pack",
     "unpack": "unpack:unpack",
+    "files": "files:files",
+    "cat": "files:cat",
     "push": "transfer:push",
     "pull": "transfer:pull",
     "list": "local:list_kits",

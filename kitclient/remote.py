@@ -261,7 +261,7 @@ class RemoteRegistry:
     async def repositories(self, *, after: str = "") -> AsyncIterator[RepositoryName]:
         url = self.transport.url("/v2/_catalog", _PAGE)
         found: set[RepositoryName] = set()
-        async for page in self._pages(url, scope="registry:catalog:*"):
+        async for page in self.pages(url, scope="registry:catalog:*"):
             found.update(RepositoryName(text) for text in _texts(page, "repositories") if text > after)
         for name in sorted(found):
             yield name
@@ -270,7 +270,7 @@ class RemoteRegistry:
         # From the beginning, and collected: registries sort in several ways, and `last` means a place in theirs.
         url = self._url(name, "tags/list", _PAGE)
         found: set[Tag] = set()
-        async for page in self._pages(url, scope=_pull(name), missing=(NameUnknown,)):
+        async for page in self.pages(url, scope=_pull(name), missing=(NameUnknown,)):
             found.update(Tag(text) for text in _texts(page, "tags") if text > after)
         for tag in sorted(found):
             yield tag
@@ -282,7 +282,7 @@ class RemoteRegistry:
         url = self._url(name, f"referrers/{subject}", query)
         seen: set[Digest] = set()
         try:
-            async for page in self._pages(url, scope=_pull(name), missing=(_NoReferrers,)):
+            async for page in self.pages(url, scope=_pull(name), missing=(_NoReferrers,)):
                 for descriptor in _referrers(page.content, self.host):
                     if descriptor.digest not in seen and artifact_type in (None, descriptor.artifact_type):
                         seen.add(descriptor.digest)
@@ -318,7 +318,7 @@ class RemoteRegistry:
                 )
             return answer.headers
 
-    async def _pages(
+    async def pages(
         self, url: URL, *, scope: str, missing: tuple[type[OciError], ...] = ()
     ) -> AsyncIterator[_Page]:
         """Each page once; `Link` is followed on the same origin and the same path only."""

@@ -1,37 +1,32 @@
 """A ModelKit, or a part of it, becomes files: fetched, verified and written side by side, shown when all is right.
 
-From a registry only the chosen layers are fetched, and nothing is stored but the files. How files are kept back until
-then, and how an unpack that was killed goes on: kitclient/staging.py.
+From a registry only what is chosen is fetched, and nothing is stored but the files: kitclient/fetches.py. How files are
+kept back until then, and how an unpack that was killed goes on: kitclient/staging.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from kitclient.archive import LayerPlan, extract
 from kitclient.compression import UnpackLimit
 from kitclient.errors import ClientError
+from kitclient.fetches import Fetch, fetches_of
+from kitclient.kit_files import PathChoice, PathMissing, kit_chain
 from kitclient.modelkit import ModelKit, read_modelkit
 from kitclient.pipeline import finished, own_threads
 from kitclient.progress import Progress, Silence
-from kitclient.references import Find, longer, parent_of
+from kitclient.references import Find
 from kitclient.staging import Existing, LayerTree, Member, Staging
-from kitclient.terminal import visible
 from kitclient.transfer import Place
 from kitspec.digest import Digest
-from kitspec.errors import KitfileInvalid
-from kitspec.kitfile import Section
-from kitspec.kitfile_rules import clean_path
-from kitspec.media_types import FILE_METADATA_ANNOTATION, FILEPATH_ANNOTATION, LEGACY_FILE_METADATA_ANNOTATION
-from kitspec.names import Reference, Tag
-from kitspec.selection import EntryLayer, Filter, includes_kitfile, parse_filter, select_layers
+from kitspec.names import Tag
+from kitspec.selection import Filter, includes_kitfile
 
 _LAYERS_AT_ONCE = 4
 # No packer reaches this by honest means, but for files of zeros; --max-unpacked lifts it.
@@ -57,22 +52,14 @@ class Unpacked:
     kept: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Fetch:
-    """Attributes: path: of the entry, which is a file or a folder; words: what is said when it begins."""
-
-    place: Place
-    plan: LayerPlan
-    path: str
-    words: str
-
-
 async def unpack(
     place: Place,
     reference: Tag | Digest,
     target: Path,
     *,
     filters: Sequence[Filter] = (),
+    paths: Sequence[str] = (),
+    verify_layers: bool = False,
     existing: Existing = Existing.REFUSE,
     max_unpacked: int | None = None,
     find: Find | None = None,
@@ -80,11 +67,14 @@ async def unpack(
     notice: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Unpacked:
-    """Unpack what `filters` choose, everything without any, into the folder `target`, which is made when it is not there.
+    """Unpack what `filters` and `paths` choose, everything without any, into the folder `target`, made if needed.
 
     All or nothing: on any error no file has its name yet, and nothing is left behind.
 
     Args:
+        paths: patterns (kitspec/path_glob.py); of the filtered layers only files that one of them matches are wanted, and
+            the Kitfile likewise. A registry that has our extension is asked for those files and for little else.
+        verify_layers: fetch the layers of such files whole from any registry, and verify them against the manifest.
         existing: what to do about files that are there.
         max_unpacked: bytes that may be written; None allows what fits and is not suspiciously compressed.
         find: needed when the kit's model is another kit's.
@@ -94,15 +84,30 @@ async def unpack(
     Raises:
         PathRefused: something is in the way, or two layers bring one file.
         DigestInvalid, LayerBroken, LayerTarInvalid, KitfileInvalid: the kit is not what it says, or nobody may unpack it.
-        UnpackRefused: no room, or a chain of kits without end.
+        PathMissing: no file matches any of `paths`.
+        FilterInvalid: one of them is no pattern.
+        UnpackRefused: no room.
+        ReferenceChainInvalid: a chain of kits without end.
     """
+    choice = PathChoice(paths)
     async with AsyncExitStack() as stack:
         kit = await read_modelkit(place, reference)
-        fetches = await _plan(place, kit, filters, find=find, stack=stack, notice=notice, warn=warn)
+        fetches = await _plan(
+            place,
+            kit,
+            filters,
+            choice,
+            verify_layers=verify_layers,
+            find=find,
+            stack=stack,
+            notice=notice,
+            warn=warn,
+        )
         folder = await stack.enter_async_context(_folder(target))
         staging = await stack.enter_async_context(_in_thread(Staging(folder)))
         notice(f"Unpacking to {folder}")
-        kitfile = kit.kitfile.to_yaml() if includes_kitfile(filters) else None
+        wants_kitfile = includes_kitfile(filters) and _KITFILE_NAME in choice
+        kitfile = kit.kitfile.to_yaml() if wants_kitfile else None
         if kitfile is not None and await asyncio.to_thread(
             _is_there, folder / _KITFILE_NAME, kitfile, existing
         ):
@@ -111,6 +116,9 @@ async def unpack(
         limit = _limit(fetches, staging.free_bytes, max_unpacked)
         unpacker = _Unpacker(staging, existing, limit=limit, progress=progress or Silence(), notice=notice)
         layers = await unpacker.stage(fetches, kitfile, folder)
+        brought = [member.path for members in layers.values() for member in members]
+        brought += [_KITFILE_NAME] if wants_kitfile else []
+        _check_chosen(choice, await asyncio.to_thread(choice.unmatched, brought), warn)
         # Not to be interrupted: it takes no time, and half of it would be neither here nor there.
         kept = await finished(asyncio.to_thread(staging.place, layers, existing))
     return Unpacked(kit.digest, tuple(kept))
@@ -134,10 +142,10 @@ class _Unpacker:
         self._turns = asyncio.Semaphore(_LAYERS_AT_ONCE)
 
     async def stage(
-        self, fetches: Sequence[_Fetch], kitfile: bytes | None, folder: Path
+        self, fetches: Sequence[Fetch], kitfile: bytes | None, folder: Path
     ) -> dict[str, list[Member]]:
         """Everything under its key, verified and not yet placed."""
-        await asyncio.to_thread(self._staging.keep_only, [fetch.plan.key for fetch in fetches])
+        await asyncio.to_thread(self._staging.keep_only, [fetch.key for fetch in fetches])
         layers: dict[str, list[Member]] = {}
         if kitfile is not None:
             self._notice(f"Unpacking config to {folder / _KITFILE_NAME}")
@@ -146,36 +154,30 @@ class _Unpacker:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = {
-                        fetch.plan.key: group.create_task(self._stage_layer(fetch, threads))
-                        for fetch in fetches
+                        fetch.key: group.create_task(self._stage_fetch(fetch, threads)) for fetch in fetches
                     }
             except BaseExceptionGroup as errors:
                 # The first is what stopped the others.
                 raise errors.exceptions[0] from None
         return layers | {key: task.result() for key, task in tasks.items()}
 
-    async def _stage_layer(self, fetch: _Fetch, threads: Executor) -> list[Member]:
+    async def _stage_fetch(self, fetch: Fetch, threads: Executor) -> list[Member]:
         async with self._turns:
             self._notice(fetch.words)
-            bar = self._progress.begin(fetch.plan.descriptor)
-            members = await asyncio.to_thread(self._staging.verified, fetch.plan.key)
+            bar = self._progress.begin(fetch.shown)
+            members = await asyncio.to_thread(self._staging.verified, fetch.key)
             if members is not None:
                 bar.end("exists")
                 return members
             if self._existing is Existing.REFUSE:
-                # An entry that is a file and is there: no need to fetch it in order to say so.
-                await asyncio.to_thread(self._staging.refuse_file, fetch.path)
+                # A file that is there: no need to fetch it in order to say so.
+                await asyncio.to_thread(self._refuse_files, fetch.files)
             opened: list[LayerTree] = []
             try:
                 # Not lost when we are cancelled meanwhile: it holds a folder open.
-                await finished(asyncio.to_thread(lambda: opened.append(self._staging.layer(fetch.plan.key))))
+                await finished(asyncio.to_thread(lambda: opened.append(self._staging.layer(fetch.key))))
                 (tree,) = opened
-                async with fetch.place.registry.open_blob(
-                    fetch.place.name, fetch.plan.descriptor.digest
-                ) as body:
-                    await extract(
-                        fetch.plan, aiter(body), tree, limit=self._limit, threads=threads, progress=bar
-                    )
+                await fetch.extract_to(tree, limit=self._limit, threads=threads, progress=bar)
                 await finished(asyncio.to_thread(tree.keep))
             except BaseException:
                 bar.end("failed")
@@ -186,107 +188,65 @@ class _Unpacker:
             bar.end("done")
             return opened[0].members
 
+    def _refuse_files(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            self._staging.refuse_file(path)
+
 
 async def _plan(
     place: Place,
     kit: ModelKit,
     filters: Sequence[Filter],
+    choice: PathChoice,
     *,
+    verify_layers: bool,
     find: Find | None,
     stack: AsyncExitStack,
     notice: Callable[[str], None],
     warn: Callable[[str], None],
-) -> list[_Fetch]:
-    """What to fetch, from where: the layers of the kits that are referred to first."""
-    plans: list[list[_Fetch]] = []
-    chain: list[str] = []
-    while True:
-        plans.insert(0, [_fetch(place, pair) for pair in select_layers(kit.manifest, kit.kitfile, filters)])
-        for dataset in kit.kitfile.datasets:
+) -> list[Fetch]:
+    """What to fetch, from where: what is in the kits that are referred to first."""
+    plans: list[list[Fetch]] = []
+    chain = kit_chain(
+        place,
+        kit,
+        filters,
+        find=find,
+        stack=stack,
+        on_parent=lambda parent: notice(f"Unpacking referenced modelkit {parent}"),
+    )
+    async for part in chain:
+        for dataset in part.kit.kitfile.datasets:
             if dataset.remote_path:
                 warn(
                     f"dataset {dataset.name} is not in the kit but at {dataset.remote_path}, and is not unpacked"
                 )
-        parent = parent_of(kit.kitfile)
-        parent_filters = _for_parent(filters)
-        if parent is None or not parent_filters:
-            # Layers that give the same files are one: an empty one may belong to several entries.
-            return list({fetch.plan.key: fetch for plan in plans for fetch in plan}.values())
-        chain = longer(chain, parent)
-        if find is None:
-            raise UnpackRefused(f"the model is the one of {parent}, and nobody said where to find that")
-        notice(f"Unpacking referenced modelkit {parent}")
-        place, reference = await stack.enter_async_context(find(Reference.parse(parent)))
-        kit, filters = await read_modelkit(place, reference), parent_filters
+        plans.insert(0, await fetches_of(part, choice, verify_layers=verify_layers, notice=notice))
+    # Pieces that give the same files are one: an empty layer may belong to several entries.
+    return list({fetch.key: fetch for plan in plans for fetch in plan}.values())
 
 
-def _for_parent(filters: Sequence[Filter]) -> list[Filter]:
-    """Of the kit that `model.path` names only the model is wanted, and only if it is wanted at all."""
-    if not filters:
-        return [parse_filter("model")]
-    model = parse_filter("model").sections
-    return [
-        replace(filter_, sections=model, kitfile=False) for filter_ in filters if model <= filter_.sections
-    ]
+def _check_chosen(choice: PathChoice, unmatched: Sequence[str], warn: Callable[[str], None]) -> None:
+    """See that there was something to unpack.
 
-
-def _fetch(place: Place, pair: EntryLayer) -> _Fetch:
-    path = clean_path(pair.entry.path)
-    plan = LayerPlan(pair.layer, pair.layer_type, diff_id=pair.entry.diff_id)
-    if pair.layer_type.packaging == "raw":
-        plan = replace(
-            plan, path=_checked(pair.layer.annotations.get(FILEPATH_ANNOTATION, path)), mode=_mode(pair)
+    Raises:
+        PathMissing: no pattern matches anything.
+    """
+    if choice.patterns and len(unmatched) == len(choice.patterns):
+        raise PathMissing(
+            f"nothing of what is chosen matches {' or '.join(unmatched)}; `kitclient files` lists what there is"
         )
-    elif pair.layer_type.family == "kitops" and pair.entry.digest is None and "/" in path:
-        # Before 0.5 the names in a layer were relative to the folder that its path is in.
-        plan = replace(plan, path=_checked(path.rpartition("/")[0]))
-    return _Fetch(place, plan, path, _words(pair))
+    for pattern in unmatched:
+        warn(f"nothing of what is chosen matches {pattern}")
 
 
-def _words(pair: EntryLayer) -> str:
-    kind = {
-        Section.MODEL_PART: "model part",
-        Section.DATASETS: "dataset",
-        Section.PROMPTS: "prompt",
-        Section.MCP_SERVERS: "MCP server",
-    }.get(pair.section, pair.section.value)
-    name = f" {pair.entry.name}" if pair.entry.name else ""
-    return f"Unpacking {kind}{name} to {pair.entry.path}"
-
-
-def _mode(pair: EntryLayer) -> int:
-    annotations = pair.layer.annotations
-    text = annotations.get(FILE_METADATA_ANNOTATION, annotations.get(LEGACY_FILE_METADATA_ANNOTATION, ""))
-    with suppress(ValueError, RecursionError, AttributeError):
-        mode = json.loads(text).get("mode")
-        if isinstance(mode, int):
-            return mode
-    return 0o644
-
-
-def _checked(path: str) -> str:
-    """A path out of a manifest, as strictly as the names in a tar."""
-    components = path.split("/")
-    if (
-        path != clean_path(path)
-        or path.startswith("/")
-        or ".." in components
-        or visible(path) != path
-        or path == "."
-    ):
-        raise KitfileInvalid(
-            f"a layer is to be unpacked to {path[:200]!a}, which is no path in the target folder"
-        )
-    return path
-
-
-def _limit(fetches: Sequence[_Fetch], free: int, max_unpacked: int | None) -> UnpackLimit:
+def _limit(fetches: Sequence[Fetch], free: int, max_unpacked: int | None) -> UnpackLimit:
     room = max(0, free - min(_ROOM_KEPT, free // 10))
-    needed = sum(fetch.plan.descriptor.size for fetch in fetches)
+    needed = sum(fetch.size_min for fetch in fetches)
     if max_unpacked is not None:
         return UnpackLimit(max_unpacked, None)
     if needed > room:
-        raise UnpackRefused(f"the layers take {needed} bytes, and {room} are free to be used")
+        raise UnpackRefused(f"what is chosen takes {needed} bytes, and {room} are free to be used")
     return UnpackLimit(room, _RATIO_MAX)
 
 

@@ -45,6 +45,18 @@ class _Size(click.ParamType[int]):
     multiple=True,
     help="TYPE[,TYPE…][:NAME-OR-PATH,…]; types are kitfile, model, datasets, code, docs, prompts, mcpservers. Repeatable.",
 )
+@click.option(
+    "--path",
+    "paths",
+    metavar="PATTERN",
+    multiple=True,
+    help="Of that, only files whose path matches, such as *.json or 'model/**'. Repeatable.",
+)
+@click.option(
+    "--verify-layers",
+    is_flag=True,
+    help="With --path: fetch whole layers and verify them, also where single files can be had.",
+)
 @click.option("-o", "--overwrite", is_flag=True, help="Replace files that exist.")
 @click.option("-i", "--ignore-existing", is_flag=True, help="Leave files that exist as they are.")
 @click.option(
@@ -68,6 +80,8 @@ async def unpack(  # noqa: PLR0917  (click's)
     reference: str,
     directory: str,
     filters: tuple[str, ...],
+    paths: tuple[str, ...],
+    verify_layers: bool,  # noqa: FBT001
     overwrite: bool,  # noqa: FBT001  (click's)
     ignore_existing: bool,  # noqa: FBT001
     max_unpacked: int | None,
@@ -80,6 +94,7 @@ async def unpack(  # noqa: PLR0917  (click's)
     \b
     kitclient unpack registry.example.com/team/model:v1 -d out
     kitclient unpack team/model:v1 --filter model --filter datasets:train -d out
+    kitclient unpack registry.example.com/team/model:v1 --path 'model/*.json' -d out
     """
     from kitclient.allocator import keep_large_buffers
     from kitclient.staging import Existing
@@ -104,6 +119,8 @@ async def unpack(  # noqa: PLR0917  (click's)
             label,
             Path(directory),
             filters=chosen,
+            paths=paths,
+            verify_layers=verify_layers,
             existing=existing,
             max_unpacked=max_unpacked,
             find=stores.find,

@@ -325,13 +325,14 @@ async def test_T_30_a_bomb_stops_at_the_number_of_bytes(unpack, target: Path, co
 
 
 async def test_T_30_a_zstd_bomb_never_grows_the_memory(unpack):
-    blob = zstandard.ZstdCompressor().compress(bytes(256 * MIB))
+    blob = zstandard.ZstdCompressor().compress(bytes(512 * MIB))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     with pytest.raises((LayerBroken, LayerTarInvalid)):
         await unpack(blob, plan_of(blob, "application/vnd.kitops.modelkit.model.v1.raw+zstd", path="a"))
 
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 160 * 1024
+    # A step is at most 64 MiB, and the allocator has been seen to hold on to two of them and more.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 224 * 1024
 
 
 async def test_T_32_a_wrong_diff_id_leaves_nothing(unpack, target: Path):

@@ -178,6 +178,80 @@ def test_unpack_over_existing_files_fails_unless_told_what_to_do(kitclient, pack
     assert kitclient(*unpack, "-o", "-i").code == 1
 
 
+def test_unpack_takes_single_files_by_their_paths(kitclient, packed: str, tmp_path: Path):
+    result = kitclient(
+        *("unpack", "reg.example/org/kit:v1", "-d", tmp_path / "out"),
+        *("--path", "data/*", "--path", "*.md", "--path", "nope", "--verify-layers"),
+    )
+
+    assert result.code == 0
+    assert set(files_below(tmp_path / "out")) == {"data/t.csv", "README.md"}
+    assert result.err.splitlines()[-1] == "[WARN ] Nothing of what is chosen matches nope"
+
+
+def test_unpack_of_nothing_at_all_fails_and_says_how_to_see_what_there_is(kitclient, packed: str, tmp_path):
+    result = kitclient("unpack", "reg.example/org/kit:v1", "-d", tmp_path / "out", "--path", "*.gguf")
+
+    assert result.code == 1
+    assert "matches *.gguf; `kitclient files` lists what there is" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_shows_a_row_for_each_file(kitclient, packed: str):
+    result = kitclient("files", "reg.example/org/kit:v1", "--progress", "none")
+
+    assert result.lines == [
+        "MODE   SIZE   DIGEST         PATH",
+        "0644   6 B    e3d47bd2d200   README.md",
+        "0755   -      -              data/",
+        "0644   3 B    17f8af97ad4a   data/t.csv",
+        "0644   7 B    9a129038d9a0   w.bin",
+    ]
+    assert result.err == ""
+
+
+def test_files_as_json_has_the_form_of_the_registrys_own_list(kitclient, packed: str):
+    result = kitclient("files", "reg.example/org/kit:v1", "-f", "datasets:train", "--format", "json")
+
+    document = json.loads(result.out)
+    assert document["digest"] == packed
+    folder, file = document["files"]
+    layer = file.pop("layer")
+    assert folder == {
+        "path": "data",
+        "type": "directory",
+        "size": 0,
+        "mode": "0755",
+        "layer": layer,
+        "section": "datasets",
+        "entry": "train",
+    }
+    assert file.pop("digest").startswith("sha256:17f8af97ad4a")
+    assert file == {
+        "path": "data/t.csv",
+        "type": "file",
+        "size": 3,
+        "mode": "0644",
+        "offset": 1024,
+        "section": "datasets",
+        "entry": "train",
+    }
+
+
+def test_files_by_path_are_those_that_match(kitclient, packed: str):
+    assert [
+        line.split()[-1] for line in kitclient("files", "reg.example/org/kit:v1", "--path", "*.*").lines
+    ] == [
+        *("PATH", "README.md", "w.bin"),
+    ]
+
+
+def test_cat_writes_the_file_and_nothing_else(kitclient, packed: str):
+    result = kitclient("cat", "reg.example/org/kit:v1:data/t.csv", "--progress", "none")
+
+    assert (result.code, result.out, result.err) == (0, "1,2", "")
+
+
 def test_the_old_flags_of_unpack_filter_too(kitclient, packed: str, tmp_path: Path):
     assert (
         kitclient("unpack", "reg.example/org/kit:v1", "--model", "--docs", "-d", tmp_path / "out").code == 0
@@ -265,6 +339,13 @@ def test_diff_shows_shared_and_unique_layers(kitclient, packed: str, context: Pa
         (["remove"], "One of a reference and --all is wanted"),
         (["pack", "/nonexistent"], "does not exist"),
         (["unpack", "x:v1", "--max-unpacked", "much"], "is not a size"),
+        (["files", "x:v1"], "Model x:v1 not found"),
+        (["files", "x:v1,v2"], "One tag or digest is wanted, not several"),
+        (["cat", "x:v1:a"], "Model x:v1 not found"),
+        (["cat", "x:v1,v2:a"], "One tag or digest is wanted, not several"),
+        (["cat", "x:v1"], "wanted REFERENCE:PATH"),
+        (["cat", "localhost:5000/x:a"], "wanted REFERENCE:PATH"),
+        (["cat", "x:v1:../a"], "leads out of its place"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_on_stderr_and_exit_1(
@@ -443,6 +524,24 @@ def test_an_interrupt_leaves_nothing_and_exits_130(tmp_path: Path, context: Path
         assert "Interrupted" in err
         assert "Traceback" not in err
         assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_cat_into_a_pipe_that_closes_ends_without_a_word(tmp_path: Path, context: Path):
+    big_kit(tmp_path, context)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kitclient.cli", "cat", "kit:v1:w.bin", "--progress", "none"],
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(10) == b"wwwwwwwwww"
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read()
+    process.stderr.close()
+
+    assert (process.wait(timeout=30), err) == (1, b"")
 
 
 def test_INV_C4_two_clients_on_one_store_do_not_disturb_each_other(tmp_path: Path, context: Path):
