@@ -1,7 +1,7 @@
 """`python -m conformance`: everything, with one line for each thing tried and a closing count.
 
---only PART     official, clients or others; may be repeated
---tool NAME     of the clients, only this one; may be repeated
+--only PART     official, clients, views or others; may be repeated
+--tool NAME     of the clients and the views, only this one; may be repeated
 --write         write MATRIX.md anew
 --install       install what the runs need, and stop
 """
@@ -17,17 +17,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from conformance import clients, matrix, official, other_registries, toolbox
-from conformance.clients.lab import Lab
+from conformance import clients, matrix, official, other_registries, toolbox, views
+from conformance.clients.lab import Cell, Lab, LeftOut
 from conformance.server import ServerFailed, ours
 
-_PARTS = ("official", "clients", "others")
+_PARTS = ("official", "clients", "others", "views")
 # What each part needs, the quickest to install first: it runs while the rest is being installed.
 _GO_TOOLS = {
     "official": ("conformance",),
     "clients": ("crane", "oras", "regctl"),
     "others": ("olareg", "registry"),
+    "views": ("crane", "oras", "regctl", "dockerd"),
 }
+_DEBIAN_COMMANDS = {"clients": ("dockerd", "skopeo"), "views": tuple(toolbox.VERSIONS["debian"])}
+_PYTHON_ENVIRONMENTS = {"clients": "oras-py", "views": "views"}
+# Whose results are in MATRIX.md.
+_IN_MATRIX = ("clients", "views")
 # Two builds at once: one downloads while the other compiles.
 _BUILDS_AT_ONCE = 2
 
@@ -39,14 +44,18 @@ def main() -> int:
     shutil.rmtree(scratch, ignore_errors=True)
     parts = [part for part in _PARTS if part in (arguments.only or _PARTS)]
     passed = failed = 0
+    cells: dict[str, list[Cell]] = {}
     with ThreadPoolExecutor(_BUILDS_AT_ONCE) as installer:
-        needed = _begin_installing(installer, parts, arguments.tool)
+        # With --tool, what that tool asks for is installed when it does.
+        needed = _begin_installing(installer, parts) if arguments.install or not arguments.tool else {}
         if arguments.install:
             return _report_installed(needed)
         for part in parts:
-            for ok, line in _run_part(part, scratch, arguments):
+            for ok, line in _run_part(part, scratch, arguments, cells):
                 print(f"{line}  [{time.monotonic() - started:.0f} s]", flush=True)
-                passed, failed = passed + ok, failed + (not ok)
+                passed, failed = passed + (ok is True), failed + (ok is False)
+    if not arguments.tool and set(_IN_MATRIX) <= set(parts):
+        _compare_matrix(cells, arguments)
     print(f"{passed} passed, {failed} failed")
     return 1 if failed or not passed else 0
 
@@ -57,27 +66,30 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--only", action="append", choices=_PARTS, help="only this part; may be repeated")
     parser.add_argument(
-        "--tool", action="append", choices=list(clients.TOOLS), help="only this client; may be repeated"
+        "--tool",
+        action="append",
+        choices=list(clients.TOOLS | views.TOOLS | views.UNPACKAGED),
+        help="only this client; may be repeated",
     )
     parser.add_argument("--write", action="store_true", help="write MATRIX.md anew")
     parser.add_argument("--install", action="store_true", help="install what the runs need, and stop")
     return parser.parse_args()
 
 
-def _begin_installing(
-    installer: ThreadPoolExecutor, parts: list[str], tools: list[str] | None
-) -> dict[str, Future[Path]]:
+def _begin_installing(installer: ThreadPoolExecutor, parts: list[str]) -> dict[str, Future[Path]]:
+    """Have it all installed meanwhile; who needs a thing waits for it, and says so if it cannot be had."""
     wanted: dict[str, Callable[[], Path]] = {}
     for part in parts:
         wanted |= {tool: partial(toolbox.go_tool, tool) for tool in _GO_TOOLS[part]}
-    if "clients" in parts:
-        wanted |= {name: partial(toolbox.debian_command, name) for name in toolbox.VERSIONS["debian"]}
-        wanted["oras-py"] = toolbox.python_with_packages
-    return {
-        name: installer.submit(install)
-        for name, install in wanted.items()
-        if not tools or name in {*tools, "crane", "dockerd"}
-    }
+        wanted |= {
+            f"{command} of Debian": partial(toolbox.debian_command, command)
+            for command in _DEBIAN_COMMANDS.get(part, ())
+        }
+        if environment := _PYTHON_ENVIRONMENTS.get(part):
+            wanted[f"Python for {environment}"] = partial(toolbox.python_with_packages, environment)
+        if part == "views":
+            wanted["the model"] = toolbox.model_files
+    return {name: installer.submit(install) for name, install in wanted.items()}
 
 
 def _report_installed(needed: dict[str, Future[Path]]) -> int:
@@ -91,30 +103,44 @@ def _report_installed(needed: dict[str, Future[Path]]) -> int:
     return 1 if failed else 0
 
 
-def _run_part(part: str, scratch: Path, arguments: argparse.Namespace) -> Iterator[tuple[bool, str]]:
+def _run_part(
+    part: str, scratch: Path, arguments: argparse.Namespace, cells: dict[str, list[Cell]]
+) -> Iterator[tuple[bool | None, str]]:
+    """Whether each thing tried did as it should, None where it could not be tried, and its line; fills `cells`."""
     try:
         if part == "official":
             for verdict in official.run_all(scratch):
                 yield verdict.passed, "\n    ".join([str(verdict), *verdict.complaints])
-        elif part == "clients":
-            yield from _run_clients(scratch, arguments)
-        else:
-            for cell in other_registries.run_all(scratch):
+            return
+        for cell in _cells(part, scratch, arguments.tool):
+            if isinstance(cell, Cell):
+                cells.setdefault(part, []).append(cell)
                 yield not cell.reason, str(cell)
+            else:
+                yield None, str(cell)
     except (toolbox.ToolMissing, ServerFailed) as error:
         yield False, f"FAILED  {part}: {error}"
 
 
-def _run_clients(scratch: Path, arguments: argparse.Namespace) -> Iterator[tuple[bool, str]]:
-    cells = []
-    for tool in arguments.tool or clients.TOOLS:
-        with ours().running(scratch / tool / "server") as host:
-            for cell in clients.run_tool(tool, Lab(host, scratch / tool / "work")):
-                cells.append(cell)
-                yield not cell.reason, str(cell)
-    if arguments.tool:
-        return
-    text = matrix.render(cells, matrix.versions())
+def _cells(part: str, scratch: Path, tools: list[str] | None) -> Iterator[Cell | LeftOut]:
+    if part == "clients":
+        yield from _run_clients(scratch, tools)
+    elif part == "views":
+        yield from views.run_all(scratch / "views", tools)
+    else:
+        yield from other_registries.run_all(scratch)
+
+
+def _run_clients(scratch: Path, tools: list[str] | None) -> Iterator[Cell]:
+    for tool in tools or clients.TOOLS:
+        if tool in clients.TOOLS:
+            with ours().running(scratch / tool / "server") as host:
+                yield from clients.run_tool(tool, Lab(host, scratch / tool / "work"))
+
+
+def _compare_matrix(cells: dict[str, list[Cell]], arguments: argparse.Namespace) -> None:
+    of_views = [cell for cell in cells.get("views", ()) if cell.tool not in views.UNPACKAGED]
+    text = matrix.render(cells.get("clients", ()), of_views, matrix.versions())
     if arguments.write:
         matrix.PATH.write_text(text)
     elif matrix.PATH.read_text() != text:

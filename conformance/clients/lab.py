@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import tarfile
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,12 @@ from typing import TypeVar
 from conformance.toolbox import ToolMissing
 
 _COMMAND_TIMEOUT_S = 120
+_SERVER_START_S = 60
+_SERVER_END_S = 30
 _Method = TypeVar("_Method", bound=Callable[..., None])
+_Lab = TypeVar("_Lab", bound="Lab")
+# Settings of programs that would have them work elsewhere, or not at all.
+_FOREIGN_SETTINGS = ("DOCKER_", "HF_", "KITCLIENT_", "TRANSFORMERS_")
 
 
 class CellFailed(Exception):
@@ -36,6 +42,17 @@ class Cell:
         return f"{'FAILED' if self.reason else 'ok    '}  {self.tool}: {self.operation}" + (
             f": {self.reason}" if self.reason else ""
         )
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A tool that is not here and that nobody can be asked to install: neither passed nor failed."""
+
+    tool: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"absent  {self.tool}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -78,9 +95,48 @@ class Lab:
             raise CellFailed(f"{Path(command[0]).name} {words}: exit status {run.returncode}: {said[-600:]}")
         return run.stdout
 
+    @contextmanager
+    def serving(self, *command: str | Path, ask: Callable[[], object], **environment: str) -> Iterator[None]:
+        """Somebody's server, from when `ask` succeeds until the block ends. What it says is in a log in the folder.
+
+        Raises:
+            CellFailed: it ended, or does not answer.
+        """
+        log = self.folder / f"{Path(command[0]).name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env=self.environment(**environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            deadline = time.monotonic() + _SERVER_START_S
+            while True:
+                try:
+                    ask()
+                    break
+                except CellFailed as error:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        said = log.read_text(errors="replace")[-800:]
+                        raise CellFailed(f"{log.stem} does not start: {error}: {said}") from error
+                    time.sleep(0.1)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(_SERVER_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
     def environment(self, **more: str) -> dict[str, str]:
         """The caller's, but at home in the folder: nobody's credentials and settings are used."""
-        return {**os.environ, "HOME": str(self.folder), "DOCKER_CONFIG": str(self.folder / "docker"), **more}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN_SETTINGS)
+        }
+        return {**inherited, "HOME": str(self.folder), "DOCKER_CONFIG": str(self.folder / "docker"), **more}
 
     def get(self, path: str, accept: str = "*/*") -> bytes:
         request = urllib.request.Request(f"http://{self.host}{path}", headers={"Accept": accept})
@@ -123,6 +179,17 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
+def digests(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """The SHA-256 of every file under a folder, by its path in it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in without and path.is_file():
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
 def operation(label: str) -> Callable[[_Method], _Method]:
     """Marks a method of a `Client` as a cell of the matrix, called `label`."""
 
@@ -146,10 +213,7 @@ class Client:
 
     def cells(self, tool: str) -> Iterator[Cell]:
         with self.ready():
-            for method in vars(type(self)).values():
-                label = getattr(method, "operation", None)
-                if label is None:
-                    continue
+            for label, method in self._operations():
                 try:
                     method(self)
                 except (CellFailed, OSError, ValueError, LookupError) as error:
@@ -157,8 +221,14 @@ class Client:
                 else:
                     yield Cell(tool, label, "")
 
+    def _operations(self) -> Iterator[tuple[str, Callable[[Client], None]]]:
+        for ancestor in reversed(type(self).__mro__):
+            for method in vars(ancestor).values():
+                if hasattr(method, "operation"):
+                    yield method.operation, method
 
-def run_client(make: Callable[[Lab], Client], tool: str, lab: Lab) -> Iterator[Cell]:
+
+def run_client(make: Callable[[_Lab], Client], tool: str, lab: _Lab) -> Iterator[Cell]:
     """Every operation of one tool; a tool that cannot be had is a cell that failed."""
     lab.folder.mkdir(parents=True)
     try:

@@ -17,7 +17,7 @@ _PASSING = 63
 class OrasPy(Client):
     def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
-        self.python = toolbox.python_with_packages()
+        self.python = toolbox.python_with_packages("oras-py")
         self.host, _, self.port = self.lab.host.partition(":")
 
     @operation(f"its own {_PASSING} tests")
