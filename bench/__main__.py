@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import manifest_load, packing, servers
+from bench import manifest_load, packing, servers, views, workloads
 from bench.figures import GIB, Measure, as_markdown, as_text, judge, table
 from bench.servers import CACHE, Candidate, ServerFailed
 from bench.wire import UnexpectedReply
-from bench.workloads import QUICK, WORKLOADS, Material, Scale, Workload
+from bench.workloads import QUICK, Material, Scale, Workload
 
+WORKLOADS = (*workloads.WORKLOADS, *views.WORKLOADS)
 DOCUMENT = Path("docs/performance.md")
 PACKING = "kitclient"
 
@@ -56,9 +57,9 @@ def _measured(
     only: Sequence[str] | None, candidates: Sequence[Candidate], session: Session
 ) -> Iterator[Cells]:
     """The tables, each printed as soon as it is there."""
-    workloads = [workload for workload in WORKLOADS if not only or workload.name in only]
-    if workloads:
-        yield from map(_printed, _measure_servers(workloads, candidates, session))
+    chosen = [workload for workload in WORKLOADS if not only or workload.name in only]
+    if chosen:
+        yield from map(_printed, _measure_servers(chosen, candidates, session))
     if not only or PACKING in only:
         yield from map(_printed, _measure_clients(candidates[0], session))
 
@@ -139,18 +140,18 @@ Cells = list[tuple[str, ...]]
 
 
 def _measure_servers(
-    workloads: Sequence[Workload], candidates: Sequence[Candidate], session: Session
+    chosen: Sequence[Workload], candidates: Sequence[Candidate], session: Session
 ) -> list[Cells]:
     material = Material(session.scratch, session.scale)
     samples: Samples = defaultdict(lambda: defaultdict(list))
-    for workload in workloads:
+    for workload in chosen:
         for number in range(min(session.rounds, workload.rounds_max)):
             # Turn by turn, and who is first changes: what drifts, drifts for all.
             for candidate in candidates if number % 2 == 0 else reversed(candidates):
                 with servers.running(candidate, session.scratch, session.workers) as server:
                     figures = workload.run(server, material)
                 _note(samples, figures, candidate.name)
-    measures = [measure for workload in workloads for measure in workload.measures]
+    measures = [measure for workload in chosen for measure in workload.measures]
     return _tables(measures, samples, [candidate.name for candidate in candidates])
 
 

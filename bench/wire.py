@@ -32,38 +32,45 @@ class UnexpectedReply(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes that no server has seen: a file that is made once, and a salt behind it."""
+    """Bytes that no server has seen: a file that is made once, and behind it what is new."""
 
     path: Path
-    salt: bytes
+    tail: bytes
     digest: str
 
     @property
     def size(self) -> int:
-        return self.path.stat().st_size + len(self.salt)
+        return self.path.stat().st_size + len(self.tail)
 
 
 class Source:
-    """Blobs of one size. The file is hashed once; each new salt costs microseconds."""
+    """Blobs of one size. The file is hashed once; each new salt costs microseconds.
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.size = size + _SALT_SIZE
+    Args:
+        size: of the random bytes in the file.
+        head, rest: what stands before them, and behind the salt.
+    """
+
+    def __init__(self, path: Path, size: int, *, head: bytes = b"", rest: bytes = b"") -> None:
+        self.size = len(head) + size + SALT_SIZE + len(rest)
         self._path = path
-        self._hash = hashlib.sha256()
+        self._rest = rest
+        self._hash = hashlib.sha256(head)
         with path.open("wb") as file:
+            file.write(head)
             for offset in range(0, size, MIB):
                 piece = os.urandom(min(MIB, size - offset))
                 self._hash.update(piece)
                 file.write(piece)
 
     def blob(self) -> Blob:
-        salt = os.urandom(_SALT_SIZE)
+        tail = os.urandom(SALT_SIZE) + self._rest
         salted = self._hash.copy()
-        salted.update(salt)
-        return Blob(self._path, salt, f"sha256:{salted.hexdigest()}")
+        salted.update(tail)
+        return Blob(self._path, tail, f"sha256:{salted.hexdigest()}")
 
 
-_SALT_SIZE = 32
+SALT_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +114,22 @@ class Connection:
         location = self._begin(name)
         self._send_head("PUT", _with_digest(location, blob.digest), {"Content-Length": str(blob.size)})
         with _opened(blob.path) as file:
-            self._send_file(file, 0, blob.size - len(blob.salt))
-        self._socket.sendall(blob.salt)
+            self._send_file(file, 0, blob.size - len(blob.tail))
+        self._socket.sendall(blob.tail)
         self._reply(201)
 
     def push_stream(self, name: str, blob: Blob) -> None:
         """POST, one PATCH of unknown length, and an empty PUT that closes it."""
         location = self._begin(name)
         self._send_head("PATCH", location, {"Transfer-Encoding": "chunked"})
-        size = blob.size - len(blob.salt)
+        size = blob.size - len(blob.tail)
         with _opened(blob.path) as file:
             for offset in range(0, size, CHUNK_SIZE):
                 stop = min(offset + CHUNK_SIZE, size)
                 self._socket.sendall(b"%x\r\n" % (stop - offset), socket.MSG_MORE)
                 self._send_file(file, offset, stop)
                 self._socket.sendall(b"\r\n", socket.MSG_MORE)
-        self._socket.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(blob.salt), blob.salt))
+        self._socket.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(blob.tail), blob.tail))
         location = self._location(self._reply(202))
         self.request("PUT", _with_digest(location, blob.digest), expect=201)
 
@@ -138,13 +145,25 @@ class Connection:
 
     def pull(self, name: str, digest: str) -> int:
         """GET of a blob; the bytes are counted and dropped in the kernel."""
-        remaining = size = self._open_blob(name, digest)
+        return self._drop(self._open_blob(name, digest))
+
+    def _drop(self, size: int) -> int:
+        remaining = size
         while remaining:
             count = self._socket.recv_into(self._sink, min(remaining, len(self._sink)), socket.MSG_TRUNC)
             if not count:
                 raise UnexpectedReply(f"the connection ended {remaining} bytes before the blob did")
             remaining -= count
         return size
+
+    def get(self, target: str) -> bytes:
+        """GET of something small."""
+        return self.request("GET", target, expect=200).body
+
+    def stream(self, target: str) -> int:
+        """GET of something large, dropped in the kernel; its size."""
+        self._send_head("GET", target, {})
+        return self._drop(int(self._head(200).fields["content-length"]))
 
     def check(self, name: str, digest: str) -> None:
         """GET of a blob, hashed."""

@@ -40,6 +40,9 @@ class Material:
 
     def __init__(self, scratch: Path, scale: Scale) -> None:
         self.scale = scale
+        self.scratch = scratch
+        self.more: dict[str, Source] = {}
+        """What a workload makes for itself, once."""
         self.large = Source(scratch / "large", scale.large)
         self.several = Source(scratch / "several", scale.several)
         self.small = Source(scratch / "small", MIB)
@@ -114,9 +117,9 @@ def manifest_gets(server: Server, material: Material) -> Figures:
 
 def memory(server: Server, material: Material) -> Figures:
     blobs = [material.held.blob() for _ in range(16)]
-    _at_once(server, blobs, Connection.push_whole)
+    at_once(server, blobs, Connection.push_whole)
     pushing = server.peak_memory_mib()
-    _at_once(server, blobs, lambda connection, name, blob: connection.pull(name, blob.digest))
+    at_once(server, blobs, lambda connection, name, blob: connection.pull(name, blob.digest))
     pulling = server.peak_memory_mib()
     if pushing is None or pulling is None:
         return {}
@@ -171,12 +174,12 @@ def _timed_push(
     that has run for a day has none of it. What one server leaves free is of no use to another: they ask for it in
     pieces of other sizes.
     """
-    _at_once(server, [source.blob() for _ in range(count)], push)
+    at_once(server, [source.blob() for _ in range(count)], push)
     server.remove_blobs()
     blobs = [source.blob() for _ in range(count)]
     size = sum(blob.size for blob in blobs)
     with _stopwatch(server, size) as figures:
-        _at_once(server, blobs, push)
+        at_once(server, blobs, push)
     return _named(figures, row, cpu_row)
 
 
@@ -184,15 +187,15 @@ def _timed_pull(
     server: Server, blobs: list[Blob], times: int, row: str, cpu_row: str | None = None
 ) -> Figures:
     """Pull what was pushed and checked just now: it comes from the page cache, on every server."""
-    _at_once(server, blobs, Connection.push_whole)
-    _at_once(server, blobs, lambda connection, name, blob: connection.check(name, blob.digest))
+    at_once(server, blobs, Connection.push_whole)
+    at_once(server, blobs, lambda connection, name, blob: connection.check(name, blob.digest))
 
     def pull(connection: Connection, name: str, blob: Blob) -> None:
         for _ in range(times):
             connection.pull(name, blob.digest)
 
     with _stopwatch(server, times * sum(blob.size for blob in blobs)) as figures:
-        _at_once(server, blobs, pull)
+        at_once(server, blobs, pull)
     return _named(figures, row, cpu_row)
 
 
@@ -215,7 +218,7 @@ def _named(figures: Figures, row: str, cpu_row: str | None) -> Figures:
     return named
 
 
-def _at_once(server: Server, blobs: list[Blob], transfer: Callable[[Connection, str, Blob], object]) -> None:
+def at_once(server: Server, blobs: list[Blob], transfer: Callable[[Connection, str, Blob], object]) -> None:
     """Every blob on a connection and a thread of its own; the threads wait in the kernel, not for each other."""
 
     def one(blob: Blob) -> None:

@@ -71,15 +71,15 @@ def test_a_table_names_both_sides_and_says_what_was_met():
     ]
 
 
-def test_every_blob_of_a_source_is_new_and_its_digest_is_of_file_and_salt(tmp_path):
+def test_every_blob_of_a_source_is_new_and_its_digest_is_of_all_of_it(tmp_path):
     from hashlib import sha256
 
-    source = Source(tmp_path / "source", 1000)
+    source = Source(tmp_path / "source", 1000, head=b"head", rest=b"rest")
 
     first, second = source.blob(), source.blob()
 
     assert first.digest != second.digest
-    assert first.digest == f"sha256:{sha256(first.path.read_bytes() + first.salt).hexdigest()}"
+    assert first.digest == f"sha256:{sha256(first.path.read_bytes() + first.tail).hexdigest()}"
     assert first.size == source.size
 
 
@@ -126,6 +126,7 @@ def test_a_quick_run_against_memory_measures_every_workload():
         f"{sys.prefix}/bin/modelkit-registry serve --listen 127.0.0.1:{{port}} --storage memory: --workers 1"
     )
     workloads = ["push", "push-stream", "pull", "push-8", "pull-8", "small-pushes", "manifests", "memory"]
+    workloads += ["indexing", "first-byte", "file-stream"]
     chosen = [word for workload in workloads for word in ("--only", workload)]
     command = [sys.executable, "-m", "bench", "--quick", "--server", f"memory={serve}", *chosen]
 
@@ -135,6 +136,6 @@ def test_a_quick_run_against_memory_measures_every_workload():
     rows = [
         line
         for line in done.stdout.splitlines()
-        if line.startswith(("push", "pull", "8 ", "small", "manifest", "peak"))
+        if line.startswith(("push", "pull", "8 ", "small", "manifest", "peak", "first"))
     ]
-    assert len([row for row in rows if " memory " in row]) >= 9
+    assert len([row for row in rows if " memory " in row]) >= 12
