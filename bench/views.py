@@ -22,6 +22,7 @@ _LAYER_TYPE = "application/vnd.kitops.modelkit.model.v1.tar"
 _CONFIG_TYPE = "application/vnd.kitops.modelkit.config.v1+json"
 _PUSHES = 3
 _QUESTIONS = 100
+_STREAMS = 15
 
 _INDEXING = "push of kits of 1 GiB / of bytes that are no kit"
 _FIRST_BYTE = "first byte of a file in a layer of 5 GiB / of 5 MiB"
@@ -42,9 +43,10 @@ def first_byte(server: Server, material: Material) -> Figures:
     if not _knows_kits(server):
         return {}
     sizes = {"large": 5 * material.scale.large, "small": 5 * MIB}
+    layers = {tag: _kit_source(material, tag, size).blob() for tag, size in sizes.items()}
     with Connection(server.url) as connection:
-        for tag, size in sizes.items():
-            _push_kit(connection, NAME, _kit_source(material, tag, size).blob(), tag)
+        for tag, layer in layers.items():
+            _push_kit(connection, NAME, layer, tag)
     seconds: dict[str, list[float]] = {tag: [] for tag in sizes}
     with Connection(server.url) as connection:
         for tag in sizes:
@@ -66,9 +68,10 @@ def file_stream(server: Server, material: Material) -> Figures:
         _push_kit(connection, NAME, blob, "v1")
         rates: dict[str, list[float]] = {"layer": [], "file": []}
         targets = {"layer": f"/v2/{NAME}/blobs/{blob.digest}", "file": _file("v1", _LARGE_FILE)}
+        connection.get(f"/v2/{NAME}/_modelkit/files/v1")  # answered when all is hashed
         for target in targets.values():
             connection.stream(target)
-        for _ in range(5):
+        for _ in range(_STREAMS):
             for what, target in targets.items():
                 start = time.perf_counter()
                 size = connection.stream(target)
@@ -82,12 +85,14 @@ def _seconds_of_pushes(server: Server, source: Source) -> float:
             for index, blob in enumerate(blobs):
                 _push_kit(connection, NAME, blob, f"v{index}")
 
-    push_all([source.blob()])  # see workloads._timed_push
+    push_all([source.blob() for _ in range(_PUSHES)])  # see workloads._timed_push
     server.remove_blobs()
     blobs = [source.blob() for _ in range(_PUSHES)]
     start = time.perf_counter()
     push_all(blobs)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    server.remove_blobs()
+    return seconds
 
 
 def _kit_source(material: Material, name: str, size: int) -> Source:

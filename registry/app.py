@@ -71,7 +71,7 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
             count_max=limits.uploads,
             per_repository_max=limits.uploadsperrepository,
             size_max=limits.blobsize or None,
-            on_indexed=indexes.keep,
+            indexes=indexes,
         )
         registry = HostedRegistry(
             backend,

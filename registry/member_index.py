@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Final, Self, TypeVar
 
 from kitspec.digest import Digest
@@ -73,6 +73,9 @@ class MemberIndexes:
         self._hashing: dict[str, asyncio.Task[MemberTable]] = {}
         self._queue: asyncio.Queue[tuple[Digest, LayerType]] = asyncio.Queue(_QUEUE_MAX)
         self._is_closing = False
+        self._pushes = 0
+        self._calm = threading.Event()  # while nobody pushes
+        self._calm.set()
 
     async def __aenter__(self) -> Self:
         self._worker = asyncio.create_task(self._make_queued(), name="index layers")
@@ -80,6 +83,7 @@ class MemberIndexes:
 
     async def __aexit__(self, *_: object) -> None:
         self._is_closing = True
+        self._calm.set()
         self._worker.cancel()
         await asyncio.gather(
             self._worker, *self._making.values(), *self._hashing.values(), return_exceptions=True
@@ -123,7 +127,7 @@ class MemberIndexes:
         key = layout.members_key(layer, layer_type)
         task = self._hashing.get(key)
         if task is None:
-            task = asyncio.create_task(self._hash_all(key, layer, table, self._threads), name="hash a layer")
+            task = asyncio.create_task(self._hash_all(key, layer, table), name="hash a layer")
             self._hashing[key] = task
             task.add_done_callback(lambda task: _ended(self._hashing, key, task))
         return await asyncio.shield(task)
@@ -143,42 +147,61 @@ class MemberIndexes:
         assert found is not None
         return found
 
-    async def _hash_all(self, key: str, layer: Digest, table: MemberTable, threads: Threads) -> MemberTable:
+    async def _hash_all(
+        self, key: str, layer: Digest, table: MemberTable, *, is_patient: bool = False
+    ) -> MemberTable:
+        threads = self._patient_threads if is_patient else self._threads
         known = await self._read(key)
         if isinstance(known, MemberTable) and known.is_hashed:
             self._remember(key, known)  # by another worker
             return known
         async with reader_of(self._backend, layout.blob_key(layer)) as (read_at, size):
             for members in _runs(await threads.run(table.unhashed)):
-                for member, sha256 in zip(
-                    members, await threads.run(self._hash_run, read_at, members), strict=True
-                ):
+                digests = await threads.run(self._hash_run, read_at, members, is_patient=is_patient)
+                for member, sha256 in zip(members, digests, strict=True):
                     table.set_digest(member.path, sha256)
         await self._write(key, table, size)
         return table
 
-    def _hash_run(self, read_at: ReadAt, members: Sequence[TableMember]) -> list[bytes]:
+    def _hash_run(self, read_at: ReadAt, members: Sequence[TableMember], *, is_patient: bool) -> list[bytes]:
         """In a thread. Small members that stand together are read together."""
+        if is_patient:
+            self._calm.wait()
         if len(members) == 1:
-            return [self._hash(read_at, members[0])]
+            return [self._hash(read_at, members[0], is_patient=is_patient)]
         start, stop = members[0].offset, members[-1].offset + members[-1].size
         content = memoryview(b"".join(self._pieces(read_at, start, stop)))
         return [
             hashlib.sha256(content[member.offset - start :][: member.size]).digest() for member in members
         ]
 
-    def _hash(self, read_at: ReadAt, member: TableMember) -> bytes:
+    def _hash(self, read_at: ReadAt, member: TableMember, *, is_patient: bool = False) -> bytes:
         """In a thread."""
         hasher = hashlib.sha256()
         for piece in self._pieces(read_at, member.offset, member.offset + member.size):
+            if is_patient:
+                self._calm.wait()
             hasher.update(piece)
         return hasher.digest()
 
-    async def keep(self, layer: Digest, layer_type: LayerType, table: MemberTable) -> None:
-        """Take a table that the storing pass has made."""
-        key = layout.members_key(layer, layer_type)
-        self._remember(key, table)
-        await self._write(key, table, table.inflated_size)
+    def keep(self, layer: Digest, layer_type: LayerType, table: MemberTable) -> None:
+        """Take a table that the storing pass has made; written when all of its files are hashed."""
+        self._remember(layout.members_key(layer, layer_type), table)
+
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Something is pushed meanwhile: nothing is hashed that nobody has asked for.
+
+        The lowest priority is not enough: a thread that has to wait for its turn may hold the interpreter's lock.
+        """
+        self._pushes += 1
+        self._calm.clear()
+        try:
+            yield
+        finally:
+            self._pushes -= 1
+            if not self._pushes:
+                self._calm.set()
 
     def make_soon(self, layers: list[tuple[Digest, LayerType]]) -> None:
         """Complete the tables of layers that were just pushed; what is too much is left until somebody asks."""
@@ -194,7 +217,7 @@ class MemberIndexes:
                 table = await self.table(layer, layer_type)
                 if not table.is_hashed:
                     key = layout.members_key(layer, layer_type)
-                    await self._hash_all(key, layer, table, self._patient_threads)
+                    await self._hash_all(key, layer, table, is_patient=True)
 
     async def _read_or_make(self, key: str, layer: Digest, layer_type: LayerType) -> MemberTable | Refusal:
         task = self._making.get(key)

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 from kitspec.digest import Digest
 from kitspec.media_types import LayerType
 from registry.hash_state import Hasher
-from registry.member_index import KEPT_SIZE_MIN
-from registry.member_table import MemberTable
+from registry.member_index import KEPT_SIZE_MIN, MemberIndexes
 from registry.tar_indexer import PassIndexer
 from storage_backends.interface import Observer
-
-OnIndexed = Callable[[Digest, LayerType, MemberTable], Awaitable[None]]
 
 PLAIN_TAR: Final = LayerType("model")
 """Any plain tar: what kind of layer it is does not matter to what is in it."""
@@ -30,42 +27,48 @@ _WAITING_MAX: Final = 256
 
 
 class Watchers:
-    """One for each worker."""
+    """One for each worker.
 
-    def __init__(self, on_indexed: OnIndexed | None) -> None:
-        self._on_indexed = on_indexed
+    Args:
+        indexes: get the table of a plain tar that was stored, when the pass that stored it could make one.
+    """
+
+    def __init__(self, indexes: MemberIndexes | None) -> None:
+        self._indexes = indexes
         self._waiting: OrderedDict[str, PassIndexer] = OrderedDict()
 
     @asynccontextmanager
     async def watching(self, upload_id: str, offset: int, hasher: Hasher | None) -> AsyncIterator[Observer]:
         """The observer for an append that begins at `offset`."""
-        indexer = self._waiting.pop(upload_id, None)
-        if offset == 0 and self._on_indexed is not None:
-            indexer = PassIndexer()
-        if indexer is None or indexer.offset != offset:
-            yield hasher.update if hasher is not None else _ignore
+        hash_piece = hasher.update if hasher is not None else _ignore
+        if self._indexes is None:
+            yield hash_piece
             return
-        watcher = indexer
+        indexer = PassIndexer() if offset == 0 else self._waiting.pop(upload_id, None)
+        with self._indexes.giving_way():
+            if indexer is None or indexer.offset != offset:
+                yield hash_piece
+                return
+            watch = indexer.observe
 
-        def observe(piece: bytes | memoryview) -> None:
-            watcher.observe(piece)
-            if hasher is not None:
-                hasher.update(piece)
+            def observe(piece: bytes | memoryview) -> None:
+                watch(piece)
+                hash_piece(piece)
 
-        yield observe
-        if watcher.is_watching:
-            self._waiting[upload_id] = watcher
+            yield observe
+        if indexer.is_watching:
+            self._waiting[upload_id] = indexer
             if len(self._waiting) > _WAITING_MAX:
                 self._waiting.popitem(last=False)
 
     async def committed(self, upload_id: str, digest: Digest, size: int) -> None:
         """The upload has become a blob."""
         indexer = self._waiting.pop(upload_id, None)
-        if indexer is None or self._on_indexed is None or size < KEPT_SIZE_MIN or indexer.offset != size:
+        if indexer is None or self._indexes is None or size < KEPT_SIZE_MIN or indexer.offset != size:
             return
         table = await asyncio.to_thread(indexer.table)
         if table is not None:
-            await self._on_indexed(digest, PLAIN_TAR, table)
+            self._indexes.keep(digest, PLAIN_TAR, table)
 
 
 def _ignore(_: bytes | memoryview, /) -> None:

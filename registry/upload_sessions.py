@@ -24,7 +24,8 @@ from kitspec.digest import Digest
 from kitspec.errors import BlobTooLarge, BlobUploadUnknown, DigestInvalid, TooManyRequests, UploadOutOfOrder
 from kitspec.names import RepositoryName
 from registry import hash_state, layout
-from registry.pass_watchers import OnIndexed, Watchers
+from registry.member_index import MemberIndexes
+from registry.pass_watchers import Watchers
 from registry.storage_errors import translated
 from storage_backends.interface import (
     BlockingSource,
@@ -229,7 +230,7 @@ class UploadSessions:
         count_max: uploads that may be open at once; one more is refused with 429.
         per_repository_max: the same for one repository.
         size_max: bytes of a blob, or None for no limit.
-        on_indexed: given the table of a plain tar that was stored, when the pass that stored it could make one.
+        indexes: learn what is in the blobs that are stored.
     """
 
     def __init__(
@@ -239,10 +240,10 @@ class UploadSessions:
         count_max: int,
         per_repository_max: int,
         size_max: int | None,
-        on_indexed: OnIndexed | None = None,
+        indexes: MemberIndexes | None = None,
     ) -> None:
         self._backend = backend
-        self._watchers = Watchers(on_indexed)
+        self._watchers = Watchers(indexes)
         self._count_max = count_max
         self._per_repository_max = per_repository_max
         self._size_max = size_max
