@@ -72,6 +72,8 @@ def parse_yaml(content: bytes) -> Node | None:
         return builder.document()
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
+        if "nesting depth" in str(error.problem):  # libyaml's own limit, which is above ours
+            raise ContentInvalid(f"{line}nested deeper than {DEPTH_MAX}") from error
         raise ContentInvalid(f"{line}not YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise ContentInvalid(f"not YAML: {error}") from error

@@ -84,6 +84,7 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
         stack.callback(reader.close)
         derived = DerivedRecords(records)
         kits = Kits(registry, derived, indexes)
+        stack.callback(kits.close)
         health = Health(backend, interval_s=driver.interval, threshold=driver.threshold)
         if driver.enabled:
             await stack.enter_async_context(_running(health.watch(), "health"))

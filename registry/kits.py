@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from kitspec.digest import Digest
@@ -40,11 +41,13 @@ from registry.hosted import HostedRegistry, Versions
 from registry.member_index import MemberIndexes
 from registry.member_table import MemberTable, TableMember
 from storage_backends.interface import ObjectMissing
+from storage_backends.threads import Threads
 
 # Of one worker: bytes of manifests and configs that were read lately. As objects they take ten times as much.
 _KITS_SIZE_MAX: Final = 4 * 1024 * 1024
-# Members that are looked at before others have their turn.
-_TURN: Final = 512
+_THREADS: Final = 2
+# Files that are looked at before others have their turn.
+_TURN_MAX: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +105,19 @@ class KitFile:
 
 
 class Kits:
+    """One for each worker; `close` it."""
+
     def __init__(self, registry: HostedRegistry, derived: DerivedRecords, indexes: MemberIndexes) -> None:
         self._registry = registry
         self._derived = derived
         self.indexes = indexes
+        # Of our own: patterns from strangers are not to keep everybody's pool busy.
+        self._threads = Threads(_THREADS, "kits")
         self._read: OrderedDict[tuple[RepositoryName, Digest], Kit] = OrderedDict()
         self._read_size = 0
+
+    def close(self) -> None:
+        self._threads.close()
 
     async def choose(
         self, name: RepositoryName, reference: Tag | Digest, filters: Sequence[Filter] = ()
@@ -218,9 +228,17 @@ class Kits:
     # ---- files
 
     async def files(
-        self, choice: ChosenKit, *, prefix: str = "", after: str | None = None
+        self,
+        choice: ChosenKit,
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        globs: Sequence[PathGlob] = (),
     ) -> AsyncIterator[KitFile]:
         """Files and folders in the order of their paths' bytes; a folder that several layers list comes once.
+
+        Args:
+            globs: of the paths that are wanted; none for all.
 
         Raises:
             ManifestInvalid: a layer cannot be looked into.
@@ -228,17 +246,17 @@ class Kits:
         """
         tables = [(layer, await self._table(choice, layer, is_hashed=True)) for layer in choice.layers]
         listings = [_members(layer, table, prefix, after) for layer, table in tables]
-        previous: KitFile | None = None
-        for count, file in enumerate(heapq.merge(*listings, key=lambda file: file.path.encode())):
-            if count % _TURN == 0:
+        found = _unrepeated(heapq.merge(*listings, key=lambda file: file.path.encode()))
+        turn = 1
+        while files := list(islice(found, turn)):
+            # Whoever asks for little waits for little; whoever asks for all leaves others their turn.
+            turn = min(2 * turn, _TURN_MAX)
+            if globs:
+                files = await self._threads.run(_wanted, files, globs)
+            else:
                 await asyncio.sleep(0)
-            if previous is None or (file.path, file.is_folder, file.digest) != (
-                previous.path,
-                previous.is_folder,
-                previous.digest,
-            ):
+            for file in files:
                 yield file
-            previous = file
 
     async def find_file(self, choice: ChosenKit, path: str) -> KitFile:
         """The file at a path.
@@ -290,7 +308,7 @@ class Kits:
         """
         segments: list[Segment] = []
         for layer in choice.layers:
-            segments += await asyncio.to_thread(_archived, layer, await self._table(choice, layer), globs)
+            segments += await self._threads.run(_archived, layer, await self._table(choice, layer), globs)
         if globs and not segments:
             raise FileUnknown("no path of what was chosen is wanted by any path= pattern")
         return Content([*segments, Literal(TRAILER)])
@@ -302,7 +320,7 @@ class Kits:
             is_readable: files get 0644 or 0755, folders 0755; otherwise modes stay.
         """
         table = await self._table(choice, layer)
-        segments = await asyncio.to_thread(_written_anew, layer, table, is_readable=is_readable)
+        segments = await self._threads.run(_written_anew, layer, table, is_readable=is_readable)
         return Content([*segments, Literal(TRAILER)])
 
     async def diff_id(self, choice: ChosenKit, layer: KitLayer) -> Digest:
@@ -391,6 +409,24 @@ def _file(layer: KitLayer, member: TableMember) -> KitFile:
         layer=layer,
         offset=member.offset,
     )
+
+
+def _unrepeated(files: Iterable[KitFile]) -> Iterator[KitFile]:
+    """What several layers have at one path, the same in each, once."""
+    previous: KitFile | None = None
+    for file in files:
+        if previous is None or (file.path, file.is_folder, file.digest) != (
+            previous.path,
+            previous.is_folder,
+            previous.digest,
+        ):
+            yield file
+        previous = file
+
+
+def _wanted(files: Sequence[KitFile], globs: Sequence[PathGlob]) -> list[KitFile]:
+    """In a thread: whoever asks chooses what patterns cost."""
+    return [file for file in files if any(glob.matches(file.path) for glob in globs)]
 
 
 def _archived(layer: KitLayer, table: MemberTable, globs: Sequence[PathGlob]) -> list[Segment]:

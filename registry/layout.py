@@ -76,6 +76,12 @@ def pack_key(name: RepositoryName, digest: Digest) -> str:
     return f"{packs_prefix(name)}{digest.algorithm}/{digest.encoded}"
 
 
+def pack_at(key: str) -> Digest:
+    """The derived ModelPack that a key below `packs_prefix` is about."""
+    algorithm, encoded = key.rsplit("/", 2)[-2:]
+    return Digest(f"{algorithm}:{encoded}")
+
+
 def members_key(layer: Digest, layer_type: LayerType) -> str:
     kind = layer_type.packaging + (f"+{layer_type.compression}" if layer_type.compression else "")
     return f"cache/members/{layer.algorithm}/{layer.encoded[:2]}/{layer.encoded}.{kind}"

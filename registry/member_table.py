@@ -112,12 +112,13 @@ class MemberTable:
         return None if index is None else self.at(index)
 
     def set_digest(self, path: str, sha256: bytes) -> None:
-        """Say what the content of the file at `path` hashes to."""
+        """Say what the content of the file at `path` hashes to; what is known already stands."""
         index = self._index_of(path)
         assert index is not None
         start = index * _ROW.size + _DIGEST_IN_ROW
-        self._unhashed_count -= self._rows[start : start + 32] == _NO_DIGEST
-        self._rows[start : start + 32] = sha256
+        if self._rows[start : start + 32] == _NO_DIGEST:
+            self._rows[start : start + 32] = sha256
+            self._unhashed_count -= 1
 
     @property
     def is_hashed(self) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakValueDictionary
 
 from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
@@ -61,6 +62,9 @@ _PACK_SIZE_MAX: Final = 1024 * 1024
 _PACKS_SIZE_MAX: Final = 4 * 1024 * 1024
 
 
+_Asked = tuple[RepositoryName, Digest, str]
+
+
 @dataclass(frozen=True, slots=True)
 class FoundManifest:
     """A manifest to give out.
@@ -99,7 +103,8 @@ class Views:
             backend, Pack.from_bytes, record_size_max=_PACK_SIZE_MAX, size_max=_PACKS_SIZE_MAX
         )
         # What was derived lately: (repository, source, what was asked) -> digest of the root.
-        self._roots: OrderedDict[tuple[RepositoryName, Digest, str], Digest] = OrderedDict()
+        self._roots: OrderedDict[_Asked, Digest] = OrderedDict()
+        self._deriving: WeakValueDictionary[_Asked, asyncio.Lock] = WeakValueDictionary()
         # In which pack a file was found lately.
         self._files: OrderedDict[tuple[RepositoryName, Digest], Pack] = OrderedDict()
 
@@ -143,9 +148,14 @@ class Views:
         form = form_of(view) if view is not None else None
         asked = f"{form} {sorted(choice.chosen)}"
         key = (choice.name, choice.kit.digest, asked)
-        root = self._roots.get(key)
-        if root is not None and await self._derived.get(choice.name, root) is not None:
-            return root
+        # However many ask at once, it is derived once.
+        async with self._deriving.setdefault(key, asyncio.Lock()):
+            root = self._roots.get(key)
+            if root is not None and await self._derived.get(choice.name, root) is not None:
+                return root
+            return await self._derive_anew(choice, form, key)
+
+    async def _derive_anew(self, choice: ChosenKit, form: Form | None, key: _Asked) -> Digest:
         source = await self._source_of(choice.name, choice.kit.digest, choice.versions) or choice.kit.digest
         try:
             derived = await self._view(choice, form, source)
@@ -264,6 +274,10 @@ class Views:
                 return found
             self._files.pop(key, None)
         async for info in self.backend.list(layout.packs_prefix(name)):
+            derived = await self._derived.get(name, layout.pack_at(info.key))
+            # Its manifest lists the files: most packs are passed over by a search of its bytes.
+            if derived is None or digest.encode() not in derived[0].content:
+                continue
             pack = await self._packs.get(info.key)
             found = await self._look_into(name, pack, digest)
             if found is not None:

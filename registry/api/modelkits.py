@@ -68,14 +68,13 @@ async def discover(call: Call) -> web.StreamResponse:
 async def list_files(call: Call) -> web.StreamResponse:
     """GET files/<reference>?filter=&path=&prefix=&n=&last="""
     choice = await _choice(call)
-    globs = _globs(call)
     size_max = page_size(call, call.config.catalog.maxentries)
     page: list[KitFile] = []
     link: str | None = None
-    prefix, last = call.query.one("prefix") or "", call.query.one("last")
-    async for file in call.services.kits.files(choice, prefix=prefix, after=last):
-        if globs and not any(glob.matches(file.path) for glob in globs):
-            continue
+    files = call.services.kits.files(
+        choice, prefix=call.query.one("prefix") or "", after=call.query.one("last"), globs=_globs(call)
+    )
+    async for file in files:
         # What several layers have at one path stays on one page: the next page begins behind the path.
         if len(page) >= size_max and not (page and page[-1].path == file.path):
             link = _next(call, page, size_max) if page else None  # n=0 asks for nothing: no page follows it

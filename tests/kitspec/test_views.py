@@ -325,6 +325,49 @@ def test_a_slice_of_a_slice_is_the_slice_of_its_source(first, second):
     assert again == slice_of(kit, inner)
 
 
+# What other writers leave where kit leaves nothing: null for a list, for an entry, for text.
+ODD_ENTRIES = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "path": st.sampled_from(["", "a", "./a/"]) | st.none(),
+        "name": st.none() | st.just("n"),
+        "new": st.none(),
+    },
+)
+ODD_LISTS = st.none() | st.lists(ODD_ENTRIES, max_size=3)
+ODD_CONFIGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "manifestVersion": st.none() | st.just("1.0.0"),
+        "package": st.none() | st.just({"authors": None}),
+        "model": st.none()
+        | st.fixed_dictionaries(
+            {}, optional={"path": st.sampled_from(["", "m"]), "parts": ODD_LISTS, "parameters": st.none()}
+        ),
+        **dict.fromkeys(("code", "datasets", "docs", "prompts", "mcpServers"), ODD_LISTS),
+        "new": st.just([None]),
+    },
+)
+
+
+@given(ODD_CONFIGS, st.data())
+def test_whatever_config_is_read_as_a_kitfile_can_be_sliced(document, data):
+    config = json.dumps(document).encode()
+    layers = [
+        Descriptor(str(LayerType(section.layer_kind)), Digest.of(b""), 0, layer_annotations(section, entry))
+        for section, _, entry in Kitfile.from_json(config).entries()
+    ]
+    kit = read(format_manifest(Descriptor(MODELKIT_CONFIG, Digest.of(config), len(config)), layers), config)
+    places = sorted(place for place, _ in places_of(kit.kitfile))
+    chosen = frozenset(data.draw(st.sets(st.sampled_from(places)) if places else st.just(set())))
+
+    view = slice_of(kit, chosen)
+
+    slice_ = read(view.root.content, view.parts[0].content)
+    assert slice_.kitfile == kept_entries(kit.kitfile, chosen)
+    assert len(layers_of(slice_, choose_by_name(slice_.kitfile, ()))) == len(layers_of(kit, chosen))
+
+
 def test_a_slice_of_everything_has_the_config_of_its_source():
     kit = stored()
 

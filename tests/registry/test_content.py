@@ -269,6 +269,26 @@ async def test_a_far_piece_of_a_compressed_layer_is_begun_at_its_own_checkpoint(
     assert watched.read_size < len(read.blob)
 
 
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+async def test_checkpoints_that_are_of_no_use_are_made_again(
+    watched: WatchedBackend, compression: Compression
+) -> None:
+    layer = tar_of({"a": random.Random(5).randbytes(3_000_000), "b": b"the end"})
+    async with reading(watched, compression, layer) as read:
+        table = await read.indexes.table(read.digest, read.type)
+        key = layout.members_key(read.digest, read.type)
+        table.checkpoints = b"checkpoints of another version, or none at all"
+        await watched.write(key, table.to_bytes())
+        content = Content([read.piece(2_000_000, len(layer))])
+
+        for _ in range(2):
+            assert await read.reader.read(content, 0, content.size) == layer[2_000_000:]
+
+        again = await read.indexes.table(read.digest, read.type)
+        assert again.checkpoints != table.checkpoints
+        assert (await watched.read(key, size_max=1 << 20))[0] == again.to_bytes()
+
+
 @ALL_FORMS
 async def test_a_reader_that_leaves_early_leaves_nothing_open(
     backend: StorageBackend, compression: Compression | None

@@ -36,7 +36,6 @@ from storage_backends.interface import (
     ObjectTooLarge,
     Span,
     StorageBackend,
-    StorageFull,
     StorageUnavailable,
 )
 from storage_backends.local import LocalBackend
@@ -421,7 +420,7 @@ async def test_the_weight_of_what_is_remembered_is_right_however_often_it_change
         digest = await store(backend, tar_of({f"{number}": bytes(number)}))
         for _ in range(2):
             await indexes.hashed_table(digest, TAR)
-            await indexes.keep(digest, TAR, await indexes.table(digest, TAR))
+            indexes.keep(digest, TAR, await indexes.table(digest, TAR))
 
     assert indexes._weight == sum(table.weight for table in indexes._remembered.values())
 
@@ -689,6 +688,33 @@ async def test_a_disk_that_fails_does_not_stop_what_comes_later(
     await backend.close()
 
 
+async def test_nothing_is_hashed_that_nobody_asked_for_while_something_is_pushed(
+    backend: WatchedBackend, indexes: MemberIndexes
+) -> None:
+    digest, asked_for = await store(backend, LAYER), await store(backend, LARGE)
+    with indexes.giving_way():
+        with indexes.giving_way():
+            indexes.make_soon([(digest, TAR)])
+            await until_written(backend, layout.members_key(digest, TAR))
+        assert (await indexes.hashed_table(asked_for, TAR)).is_hashed
+        assert not (await indexes.table(digest, TAR)).is_hashed
+
+    await until_written(backend, layout.members_key(digest, TAR))
+
+    assert (await indexes.table(digest, TAR)).is_hashed
+
+
+async def test_a_worker_that_closes_waits_for_no_push(backend: WatchedBackend) -> None:
+    digest = await store(backend, LAYER)
+    async with MemberIndexes(backend) as indexes:
+        pushing = indexes.giving_way()
+        pushing.__enter__()
+        indexes.make_soon([(digest, TAR)])
+        await until_written(backend, layout.members_key(digest, TAR))
+
+    pushing.__exit__(None, None, None)
+
+
 async def test_more_than_can_be_queued_is_left_until_somebody_asks(
     backend: WatchedBackend, indexes: MemberIndexes
 ) -> None:
@@ -743,7 +769,7 @@ async def test_an_upload_in_any_parts_leaves_its_table(
     edges = [0, *cuts, len(LARGE)]
 
     await push(
-        Watchers(indexes.keep),
+        Watchers(indexes),
         [LARGE[start:stop] for start, stop in pairwise(edges)],
         digest=digest,
     )
@@ -751,17 +777,21 @@ async def test_an_upload_in_any_parts_leaves_its_table(
 
     assert backend.read_size == 0
     assert table.to_bytes() == walk_tar(lambda at, size: LARGE[at : at + size], len(LARGE)).to_bytes()
-    assert (await backend.read(layout.members_key(digest, TAR), size_max=1 << 20))[0] == table.to_bytes()
+    assert (
+        keys_of_tables(backend) == []
+    )  # a push waits for no record; it is written when the files are hashed
+    await indexes.hashed_table(digest, TAR)
+    assert keys_of_tables(backend) == [layout.members_key(digest, TAR)]
 
 
 async def test_a_pass_keeps_tables_of_plain_tars_only(
     backend: WatchedBackend, indexes: MemberIndexes
 ) -> None:
-    watchers = Watchers(indexes.keep)
+    watchers = Watchers(indexes)
     for blob in (gzip.compress(LARGE), LARGE[:-1024], os.urandom(2_000_000), tar_of({"a": b"small"})):
         await push(watchers, [blob], digest=Digest.of(blob))
 
-    assert keys_of_tables(backend) == []
+    assert not indexes._remembered
     assert not watchers._waiting
     assert PLAIN_TAR == TAR
 
@@ -769,7 +799,7 @@ async def test_a_pass_keeps_tables_of_plain_tars_only(
 async def test_an_upload_that_another_worker_took_part_in_has_no_table_and_every_byte_is_hashed(
     backend: WatchedBackend, indexes: MemberIndexes
 ) -> None:
-    one, other = Watchers(indexes.keep), Watchers(indexes.keep)
+    one, other = Watchers(indexes), Watchers(indexes)
     hasher = begin("sha256")
     edges = [0, 600_000, 1_200_000, len(LARGE)]
     for worker, (start, stop) in zip([one, other, one], pairwise(edges), strict=True):
@@ -780,7 +810,7 @@ async def test_an_upload_that_another_worker_took_part_in_has_no_table_and_every
     await other.committed("id", Digest.of(LARGE), len(LARGE))
 
     assert hasher.hexdigest() == hashlib.sha256(LARGE).hexdigest()
-    assert keys_of_tables(backend) == []
+    assert not indexes._remembered
     assert not one._waiting
     assert not other._waiting
 
@@ -788,7 +818,7 @@ async def test_an_upload_that_another_worker_took_part_in_has_no_table_and_every
 async def test_an_append_that_breaks_off_leaves_no_table_of_half_a_layer(
     backend: WatchedBackend, indexes: MemberIndexes
 ) -> None:
-    watchers = Watchers(indexes.keep)
+    watchers = Watchers(indexes)
     breaking_off = watchers.watching("id", 0, begin("sha256"))
     observe = await breaking_off.__aenter__()
     observe(LARGE[:500_000])
@@ -798,23 +828,23 @@ async def test_an_append_that_breaks_off_leaves_no_table_of_half_a_layer(
 
     await watchers.committed("id", Digest.of(LARGE), len(LARGE))
 
-    assert keys_of_tables(backend) == []
+    assert not indexes._remembered
 
 
 async def test_an_upload_begun_again_from_its_first_byte_is_watched_again(
     backend: WatchedBackend, indexes: MemberIndexes
 ) -> None:
-    watchers = Watchers(indexes.keep)
+    watchers = Watchers(indexes)
     async with watchers.watching("id", 0, None) as observe:
         observe(b"nothing of this was kept")
 
     await push(watchers, [LARGE], digest=Digest.of(LARGE))
 
-    assert keys_of_tables(backend) == [layout.members_key(Digest.of(LARGE), TAR)]
+    assert [*indexes._remembered] == [layout.members_key(Digest.of(LARGE), TAR)]
 
 
 async def test_uploads_that_wait_are_bounded(indexes: MemberIndexes) -> None:
-    watchers = Watchers(indexes.keep)
+    watchers = Watchers(indexes)
 
     for number in range(1000):
         async with watchers.watching(f"{number}", 0, None) as observe:
@@ -829,19 +859,6 @@ async def test_without_an_index_nothing_is_watched() -> None:
     await push(watchers, [LARGE], digest=Digest.of(LARGE))
 
     assert not watchers._waiting
-
-
-async def test_a_store_that_is_full_does_not_fail_the_push_for_the_table(
-    backend: WatchedBackend, indexes: MemberIndexes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def full(*_: object, **__: object) -> ObjectInfo:
-        raise StorageFull("full")
-
-    monkeypatch.setattr(backend, "write", full)
-
-    await push(Watchers(indexes.keep), [LARGE], digest=Digest.of(LARGE))
-
-    assert keys_of_tables(backend) == []
 
 
 # ---- readers for threads

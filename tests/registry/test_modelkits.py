@@ -16,6 +16,7 @@ import random
 import shutil
 import struct
 import tarfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,16 @@ from tests.registry.conftest import Serve, configured, served
 from tests.registry.kits import FILES, Kit, compressed, tar_of, whole_kit
 from tests.registry.test_member_index import WatchedBackend
 from tests.registry.test_tar_indexer import HOSTILE
-from tests.registry.wire import Reply, Wire, assert_discreet, assert_refused, descriptor, encode, next_target
+from tests.registry.wire import (
+    Reply,
+    Wire,
+    assert_discreet,
+    assert_refused,
+    descriptor,
+    encode,
+    next_target,
+    path_of,
+)
 
 NAME = "team/kit"
 FOLDERS = {"code", "data", "docs", "model", "lora", "prompts"}
@@ -1348,6 +1358,66 @@ async def test_many_who_ask_at_once_have_a_layer_read_once(
     assert {reply.status for reply in replies} == {200}
     assert len({reply.body for reply in replies}) == 1
     assert backend.read_size <= len(blob) + 4 * 64 * 1024 + 20 * len(kit.config)
+
+
+async def patched(wires: Iterable[Wire], blob: bytes, size: int) -> None:
+    """Push a blob in chunks, each to the next of these workers."""
+    wires = list(wires)
+    target = await wires[0].begin_upload(NAME)
+    for wire, start in zip(itertools.cycle(wires), range(0, len(blob), size), strict=False):
+        chunk = blob[start : start + size]
+        headers = {"Content-Range": f"{start}-{start + len(chunk) - 1}"}
+        reply = await wire("PATCH", target, headers=headers, body=chunk)
+        assert reply.status == 202, reply.body
+        target = path_of(reply.header("Location"))
+    assert (await wires[-1]("PUT", f"{target}?digest={Digest.of(blob)}")).status == 201
+
+
+async def test_a_layer_that_came_in_many_requests_is_known_without_being_read(
+    watched: tuple[Wire, WatchedBackend],
+) -> None:
+    wire, backend = watched
+    kit = large_kit()
+    layer = kit.layers[-1][2]
+    await patched([wire], layer, 300_000)
+    await kit.push(wire)
+
+    head = await wire("HEAD", target_of("archive", filter="datasets:big"))
+
+    assert head.header("Content-Length") == str(len(layer))
+    assert backend.read_size == len(kit.config)
+
+
+async def test_a_layer_that_several_workers_received_is_looked_into_afterwards(tmp_path: Path) -> None:
+    storage = {"filesystem": {"rootdirectory": str(tmp_path)}}
+    kit = large_kit()
+    async with served(configured(storage)) as one, served(configured(storage)) as other:
+        workers = [Wire(one), Wire(other)]
+        await patched(workers, kit.layers[-1][2], 300_000)
+        await kit.push(workers[0])
+
+        for wire in workers:
+            assert unpacked(await got(wire, target_of("archive", filter="datasets:big"))).keys() == {
+                "big/a.bin", "big/b.bin",
+            }  # fmt: skip
+
+
+async def test_patterns_are_compared_where_they_keep_nobody_waiting(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await whole_kit().push(wire)
+    matches, threads = PathGlob.matches, set()
+
+    def noted(glob: PathGlob, path: str) -> bool:
+        threads.add(threading.current_thread())
+        return matches(glob, path)
+
+    monkeypatch.setattr(PathGlob, "matches", noted)
+    for kind in ("files", "archive"):
+        assert (await wire("GET", target_of(kind, path="**"))).status == 200
+
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_a_client_that_leaves_does_not_stop_the_others(watched: tuple[Wire, WatchedBackend]) -> None:

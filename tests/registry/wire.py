@@ -34,6 +34,7 @@ _CODES = frozenset(
         "BLOB_UPLOAD_INVALID",
         "BLOB_UPLOAD_UNKNOWN",
         "DIGEST_INVALID",
+        "FILE_UNKNOWN",
         "MANIFEST_BLOB_UNKNOWN",
         "MANIFEST_INVALID",
         "MANIFEST_UNKNOWN",
