@@ -148,6 +148,7 @@ class Containerd(Client):
 
 class Podman(Client):
     lab: KitLab
+    short: Path
 
     def __init__(self, lab: KitLab) -> None:
         super().__init__(lab)
@@ -160,18 +161,25 @@ class Podman(Client):
     def run(self, *arguments: str) -> str:
         folders = [
             word
-            for option, name in (("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp"))
-            for word in (option, self.lab.folder / name)
+            for option, folder in (
+                ("--root", self.lab.folder / "root"),
+                ("--runroot", self.short / "run"),
+                ("--tmpdir", self.short / "tmp"),
+            )
+            for word in (option, folder)
         ]
         drivers = ("--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--events-backend=none")
         return self.lab.run(self.tool, *folders, *drivers, *arguments)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            shutil.rmtree(self.lab.folder / "root", ignore_errors=True)
+        # podman takes a run root of 50 characters at most.
+        with TemporaryDirectory(prefix="podman-", ignore_cleanup_errors=True) as name:
+            self.short = Path(name)
+            try:
+                yield
+            finally:
+                shutil.rmtree(self.lab.folder / "root", ignore_errors=True)
 
     @operation("pull, image mount: the kit")
     def whole(self) -> None:
