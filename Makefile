@@ -4,12 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LISTEN ?= 127.0.0.1:5000
 STORAGE ?= var/registry
+# The object store of test-s3; the folder is named after its version.
+VERSITYGW := .cache/s3/versitygw-v1.8.0/versitygw
 
 .DEFAULT_GOAL := help
-.PHONY: help init run check fix test test-slow test-all conformance bench demo clean
+.PHONY: help init run check fix test test-slow test-s3 test-all conformance bench demo clean
 
 help: ## print this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 …") if sys.version_info < (3, 11) else None'
@@ -37,12 +39,18 @@ fix: $(VENV)/.dev ## what the linter and the formatter can mend
 	$(BIN)/ruff format
 
 test: $(VENV)/.dev ## the fast suite
-	$(BIN)/pytest -n auto -m 'not slow'
+	$(BIN)/pytest -n auto -m 'not slow and not s3'
 
 test-slow: $(VENV)/.dev ## the sweeps: every point to be killed at, power cuts on a loop device
 	$(BIN)/pytest -n auto -m slow
 
-test-all: test test-slow ## the fast suite and the sweeps
+$(VERSITYGW):
+	CGO_ENABLED=0 GOBIN=$(abspath $(@D)) go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
+test-s3: $(VENV)/.dev $(VERSITYGW) ## the S3 backend on a real object store, which it builds
+	VERSITYGW=$(abspath $(VERSITYGW)) $(BIN)/pytest -n auto -m s3
+
+test-all: test test-slow test-s3 ## the fast suite, the sweeps and S3
 
 conformance: $(VENV)/.dev ## others' suites and clients against us; installs what they need
 	$(BIN)/python -m conformance

@@ -14,7 +14,7 @@ from typing import Any
 from registry import hash_state
 from registry.api.call import Services
 from registry.body import Slots
-from registry.config import Config, Uploadpurging
+from registry.config import S3, Config, Uploadpurging
 from registry.connection import Connection
 from registry.content_reader import ContentReader
 from registry.derived import DerivedRecords
@@ -30,7 +30,7 @@ from registry.middleware import Dispatch, make_request
 from registry.overlay import Overlay
 from registry.upload_sessions import UploadSessions
 from registry.views import Views
-from storage_backends.interface import StorageBackend, StorageError
+from storage_backends.interface import StorageBackend, StorageError, StorageUnavailable
 from storage_backends.local import LocalBackend
 from storage_backends.memory import MemoryBackend
 
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 def make_backend(config: Config) -> StorageBackend:
     """The storage that is configured, not started."""
     storage = config.storage
+    if storage.s3 is not None:
+        return _s3_backend(storage.s3)
     if storage.filesystem is None:
         return MemoryBackend()
     limits = config.limits
@@ -47,6 +49,36 @@ def make_backend(config: Config) -> StorageBackend:
         storage.filesystem.rootdirectory,
         durable=storage.durability == "full",
         reserve=lambda size: min(limits.diskreserve, size * limits.diskreservepercent // 100),
+    )
+
+
+def _s3_backend(storage: S3) -> StorageBackend:
+    """Raises: StorageUnavailable: boto3 is not installed."""
+    try:
+        from storage_backends.s3 import S3Backend, S3Settings  # boto3 takes a quarter of a second
+    except ImportError as error:
+        raise StorageUnavailable(
+            f"storage.s3 needs {error.name}: pip install 'modelkit-registry[s3]'"
+        ) from error
+    encryption = ("aws:kms" if storage.keyid else "AES256") if storage.encrypt else None
+    return S3Backend(
+        S3Settings(
+            storage.bucket,
+            prefix=f"{storage.rootdirectory}/" if storage.rootdirectory else "",
+            # A store of one's own rarely has regions, and signatures need one.
+            region=storage.region or ("us-east-1" if storage.endpoint else None),
+            endpoint=storage.endpoint,
+            access_key=storage.accesskey,
+            secret_key=storage.secretkey.get_secret_value() if storage.secretkey else None,
+            encryption=encryption,
+            key_id=storage.keyid,
+            verify_tls=not storage.skipverify,
+            path_style=storage.forcepathstyle,
+            part_size=storage.chunksize,
+            connect_timeout_s=storage.connecttimeout,
+            read_timeout_s=storage.readtimeout,
+            retry_timeout_s=storage.retrytimeout,
+        )
     )
 
 

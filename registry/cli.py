@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
-from registry.config import Config
+from registry.config import Config, Storage
 from registry.config_sources import ConfigInvalid, LoadedConfig, json_schema, load_config
 from registry.logs import configure_logging, log_event
 from registry.workers import ListenFailed, Serving, serve
@@ -37,7 +37,7 @@ EXIT_USAGE = 2
 
 
 class StorageLocation(click.ParamType[dict[str, object]]):
-    """`FOLDER`, `file:///FOLDER` or `memory:`."""
+    """`FOLDER`, `file:///FOLDER`, `s3://BUCKET/PREFIX` or `memory:`."""
 
     name = "folder|url"
 
@@ -52,7 +52,10 @@ class StorageLocation(click.ParamType[dict[str, object]]):
             return {"storage.filesystem.rootdirectory": unquote(url.path)}
         if url and url.scheme == "memory" and not url.netloc and not url.path:
             return {"storage.inmemory": {}}
-        return self.fail(f"{text!r} is not a folder, file:///FOLDER or memory:", param, ctx)
+        if url and url.scheme == "s3" and url.netloc and not url.query and not url.fragment:
+            root = {"storage.s3.rootdirectory": url.path} if url.path.strip("/") else {}
+            return {"storage.s3.bucket": url.netloc, **root}
+        return self.fail(f"{text!r} is not a folder, file:///FOLDER, s3://BUCKET or memory:", param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -77,7 +80,7 @@ def main() -> None:
     "--storage",
     type=StorageLocation(),
     metavar="FOLDER|URL",
-    help="Where everything is kept: a folder, or memory: for a try.  [default: var/registry]",
+    help="Where everything is kept: a folder, s3://BUCKET/PREFIX, or memory: for a try.  [default: var/registry]",
 )
 @click.option(
     "--workers",
@@ -212,9 +215,7 @@ def _announce(config: Config, serving: Serving, *, hints: bool) -> None:
         logging.INFO,
         "serving",
         address=address,
-        storage="memory"
-        if config.storage.filesystem is None
-        else str(config.storage.filesystem.rootdirectory.absolute()),
+        storage=_place(config.storage),
         durability=config.storage.durability,
         workers=serving.workers,
         deletes=config.storage.delete.enabled,
@@ -230,6 +231,12 @@ def _announce(config: Config, serving: Serving, *, hints: bool) -> None:
         everywhere = serving.host in {"::", "0.0.0.0"}  # noqa: S104 - compared, not bound
         with contextlib.suppress(OSError):  # nobody reads it
             print(_lines_to_try(f"127.0.0.1:{serving.port}" if everywhere else address), flush=True)
+
+
+def _place(storage: Storage) -> str:
+    if storage.s3 is not None:
+        return f"s3://{storage.s3.bucket}/{storage.s3.rootdirectory}".rstrip("/")
+    return "memory" if storage.filesystem is None else str(storage.filesystem.rootdirectory.absolute())
 
 
 def _is_loopback(host: str) -> bool:

@@ -32,6 +32,9 @@ _POWERS = " KMGTP"
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*", re.ASCII)
 _HOST_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+", re.ASCII)
+_ENDPOINT = re.compile(r"(?:https?://)?[A-Za-z0-9.:\[\]_-]+", re.ASCII)
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", re.ASCII)
+_S3_ROOT = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*", re.ASCII)
 _PREFIX = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*", re.ASCII)
 
 # More workers than this help only a machine that does nothing else; a team's container rarely is one.
@@ -144,6 +147,65 @@ class Inmemory(Section):
     pass
 
 
+class S3(Section):
+    bucket: str
+    region: str | None = None
+    regionendpoint: str | None = None
+    rootdirectory: str = ""
+    accesskey: str | None = None
+    secretkey: SecretStr | None = None
+    secretkey_file: FilePath | None = None
+    encrypt: bool = False
+    keyid: str | None = None
+    secure: bool = True
+    skipverify: bool = False
+    forcepathstyle: bool = True
+    # S3 takes no smaller part; three larger ones on their way are more memory than an upload may have.
+    chunksize: Annotated[Size, Field(ge=5 * 1024**2, le=32 * 1024**2)] = 16 * 1024**2
+    connecttimeout: Timeout = 5.0
+    readtimeout: Timeout = 30.0
+    retrytimeout: Timeout = 60.0
+
+    @field_validator("bucket")
+    @classmethod
+    def _bucket_is_a_name(cls, value: str) -> str:
+        if not _BUCKET.fullmatch(value):
+            raise ValueError("should be the name of a bucket")
+        return value
+
+    @field_validator("rootdirectory")
+    @classmethod
+    def _root_is_a_prefix(cls, value: str) -> str:
+        prefix = value.strip("/")
+        if prefix and not _S3_ROOT.fullmatch(prefix):
+            raise ValueError('should be a folder in the bucket, like "/registry"')
+        return prefix
+
+    @field_validator("regionendpoint")
+    @classmethod
+    def _endpoint_is_a_host(cls, value: str | None) -> str | None:
+        if value is not None and not _ENDPOINT.fullmatch(value):
+            raise ValueError('should be the address of the store, like "https://s3.example:9000"')
+        return value
+
+    @model_validator(mode="after")
+    def _both_keys_or_none(self) -> Self:
+        if (self.accesskey is None) != (self.secretkey is None):
+            raise ValueError(
+                "should have both accesskey and secretkey, or neither: then they come from the environment"
+            )
+        if self.keyid is not None and not self.encrypt:
+            raise ValueError("should have encrypt: true beside keyid")
+        return self
+
+    @property
+    def endpoint(self) -> str | None:
+        """`regionendpoint` as a URL; None for AWS itself."""
+        if self.regionendpoint is None or "://" in self.regionendpoint:
+            return self.regionendpoint
+        return f"{'https' if self.secure else 'http'}://{self.regionendpoint}"
+
+
 class Delete(Section):
     enabled: bool = True
 
@@ -168,12 +230,13 @@ class Maintenance(Section):
     readonly: Readonly = Readonly()
 
 
-STORAGE_DRIVERS = ("filesystem", "inmemory")
+STORAGE_DRIVERS = ("filesystem", "inmemory", "s3")
 
 
 class Storage(Section):
     filesystem: Filesystem | None = None
     inmemory: Inmemory | None = None
+    s3: S3 | None = None
     durability: Literal["full", "none"] = "full"
     delete: Delete = Delete()
     redirect: Redirect = Redirect()
@@ -193,12 +256,15 @@ class Storage(Section):
 
     @model_validator(mode="after")
     def _one_driver(self) -> Self:
-        if self.filesystem is not None and self.inmemory is not None:
-            raise ValueError("should name one driver, not both filesystem and inmemory")
+        named = [driver for driver in STORAGE_DRIVERS if getattr(self, driver) is not None]
+        if len(named) > 1:
+            raise ValueError(f"should name one driver, not both {' and '.join(named)}")
         return self
 
     @property
-    def driver(self) -> Literal["filesystem", "inmemory"]:
+    def driver(self) -> Literal["filesystem", "inmemory", "s3"]:
+        if self.s3 is not None:
+            return "s3"
         return "inmemory" if self.filesystem is None else "filesystem"
 
 

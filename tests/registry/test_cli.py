@@ -64,7 +64,8 @@ def test_the_version_is_the_distributions() -> None:
     [
         (["serve", "--config", "none.yml"], "cannot be read"),
         (["serve", "--listen", "everywhere"], "http.addr: should be an address"),
-        (["serve", "--storage", "s3://bucket"], "is not a folder, file:///FOLDER or memory:"),
+        (["serve", "--storage", "ftp://x/y"], "is not a folder, file:///FOLDER, s3://BUCKET or memory:"),
+        (["serve", "--storage", "s3:///prefix"], "is not a folder, file:///FOLDER, s3://BUCKET or memory:"),
         (["serve", "--workers", "-1"], "--workers"),
         (["serve", "--storage", "memory:", "--workers", "2"], "needs workers: 1"),
         (["serve", "config.yml"], "unexpected extra argument"),
@@ -92,6 +93,8 @@ def test_a_wrong_variable_is_status_2() -> None:
         ("var/x", {"storage.filesystem.rootdirectory": "var/x"}),
         ("file:///data/a%20b", {"storage.filesystem.rootdirectory": "/data/a b"}),
         ("memory:", {"storage.inmemory": {}}),
+        ("s3://models", {"storage.s3.bucket": "models"}),
+        ("s3://models/a/b", {"storage.s3.bucket": "models", "storage.s3.rootdirectory": "/a/b"}),
     ],
 )
 def test_storage_is_a_folder_or_a_url(text: str, overrides: dict[str, object]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from registry.config import Config, parse_duration, parse_size
+from registry.config import S3, Config, parse_duration, parse_size
 from registry.config_sources import ConfigInvalid, json_schema, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,7 @@ def test_the_example_holds_every_default_and_nothing_else() -> None:
 # One driver stands in a file, and what has no default cannot stand in it with one.
 NOT_IN_THE_EXAMPLE = {
     "storage.inmemory",
+    "storage.s3",
     "http.host",
     "http.secret",
     "http.secret_file",
@@ -128,7 +129,7 @@ worker: 3
 
 
 @pytest.mark.parametrize(
-    "key", ["auth: {}", "redis: {}", "storage: {cache: {}}", "http: {http2: {}}", "storage: {s3: {}}"]
+    "key", ["auth: {}", "redis: {}", "storage: {cache: {}}", "http: {http2: {}}", "storage: {gcs: {}}"]
 )
 def test_a_key_that_only_distribution_has_is_named_as_such(tmp_path: Path, key: str) -> None:
     (problem,) = problems_of(written(tmp_path, key))
@@ -145,6 +146,15 @@ def test_a_key_that_only_distribution_has_is_named_as_such(tmp_path: Path, key: 
         ("\x00", "not YAML"),
         ("http: 5", "http: "),
         ("storage: {filesystem: {}, inmemory: {}}", "one driver"),
+        ("storage: {inmemory: {}, s3: {bucket: models}}", "one driver"),
+        ("storage: s3", "storage.s3.bucket: "),
+        ("storage: {s3: {bucket: a/b}}", "name of a bucket"),
+        ("storage: {s3: {bucket: models, accesskey: a}}", "both accesskey and secretkey"),
+        ("storage: {s3: {bucket: models, keyid: k}}", "encrypt: true"),
+        ("storage: {s3: {bucket: models, chunksize: 1MiB}}", "storage.s3.chunksize: "),
+        ("storage: {s3: {bucket: models, rootdirectory: ../x}}", "a folder in the bucket"),
+        ("storage: {s3: {bucket: models, regionendpoint: 's3://x'}}", "address of the store"),
+        ("storage: {s3: {bucket: models, v4auth: true}}", "a key of Distribution"),
         ("storage: oss", "storage.oss: unknown key"),
         ("storage: inmemory\nworkers: 2", "needs workers: 1"),
         ("log: {formatter: logstash}", "'text' or 'json'"),
@@ -301,6 +311,48 @@ def test_a_secret_may_stand_in_a_file_of_its_own_and_is_never_shown(tmp_path: Pa
     assert "one of them is enough" in both[0]
     wrong = problems_of(written(tmp_path, "http: {secret: [swordfish]}"))
     assert "swordfish" not in "\n".join(wrong)
+
+
+def test_an_s3_section_of_distribution_carries_over(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("swordfish\n")
+    path = written(
+        tmp_path,
+        f"""
+storage:
+  s3:
+    bucket: models
+    region: eu-central-1
+    regionendpoint: minio.example:9000
+    rootdirectory: /registry/
+    accesskey: someone
+    secretkey_file: {tmp_path / "secret"}
+    encrypt: true
+    keyid: alias/models
+    secure: false
+    skipverify: false
+    forcepathstyle: true
+    chunksize: 10485760
+""",
+    )
+
+    config = load_config(path).config
+
+    assert config.storage.driver == "s3"
+    assert config.storage.s3 is not None
+    assert config.storage.s3.endpoint == "http://minio.example:9000"
+    assert config.storage.s3.rootdirectory == "registry"
+    assert config.storage.s3.secretkey is not None
+    assert config.storage.s3.secretkey.get_secret_value() == "swordfish"
+    assert "swordfish" not in repr(config)
+
+
+def test_the_documents_have_every_key_of_s3() -> None:
+    manual = (ROOT / "docs" / "operations.md").read_text()
+    example = (ROOT / "deploy" / "config.example.yml").read_text()
+
+    for key in S3.model_fields:
+        assert f"`storage.s3.{key}`" in manual
+        assert f"#   {key}: " in example
 
 
 def test_memory_has_one_worker_and_files_have_one_for_each_core_but_not_many() -> None:

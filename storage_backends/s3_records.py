@@ -1,0 +1,218 @@
+"""Records in a bucket: looked at, compared and set, deleted. Every call runs in the thread that calls.
+
+An answer that was lost leaves open whether the write was done, and the object itself tells: it carries the nonce of its
+writer. So a conditional write is decided by reading before it is tried again, and never takes its own effect for somebody
+else's. Where reading cannot decide either, StorageUnavailable is raised: the caller knows that nobody knows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from storage_backends.interface import (
+    ObjectInfo,
+    ObjectMissing,
+    PreconditionFailed,
+    StorageError,
+    StorageUnavailable,
+)
+from storage_backends.s3_client import Listed, S3Client
+from storage_backends.s3_errors import InTheWay, TryAgain
+from storage_backends.s3_format import (
+    POINTER,
+    POINTER_STEP,
+    TAIL_SIZE,
+    Found,
+    Segment,
+    Tail,
+    may_be_pointer,
+    pointer_from_bytes,
+)
+
+# Of a store's clock (whole seconds) and of what two of its machines may differ by. A write that is older than the
+# beginning of ours by this much was there before it.
+_CLOCK_DOUBT_S: Final = 3.0
+# A gateway over a file system removes a folder with its last object. Who writes into it at that moment is told that a folder
+# is in the way (versitygw 1.8: 1 write in 100 when four threads write and delete in one folder).
+_IN_THE_WAY_TRIES: Final = 5
+
+
+class Records:
+    def __init__(self, client: S3Client) -> None:
+        self._client = client
+
+    def look(self, key: str) -> Found:
+        """One request: the end of the object.
+
+        Raises:
+            ObjectMissing: no such key.
+        """
+        return self._client.again(lambda: self._look(key))
+
+    def _look(self, key: str) -> Found:
+        body = self._client.get(key, span=f"bytes=-{POINTER_STEP}")
+        end = body.read()
+        tail = Tail.from_bytes(key, end)
+        return Found(key, tail, body.version, body.modified, body.asked, body.object_size, end)
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.look(key)
+        except ObjectMissing:
+            return False
+        return True
+
+    def read(self, key: str, stored_size_max: int) -> tuple[bytes, Found] | None:
+        """An object, whole, tail and all; None if it has more than `stored_size_max` bytes.
+
+        Raises:
+            ObjectMissing: no such key.
+        """
+        return self._client.again(lambda: self._read(key, stored_size_max))
+
+    def _read(self, key: str, stored_size_max: int) -> tuple[bytes, Found] | None:
+        body = self._client.get(key)
+        try:
+            if body.object_size > stored_size_max:
+                return None
+            stored = body.read()
+        finally:
+            body.close()
+        tail = Tail.from_bytes(key, stored)
+        return stored, Found(key, tail, body.version, body.modified, body.asked, len(stored), stored)
+
+    def segments(self, found: Found) -> tuple[Segment, ...]:
+        """Where the bytes are: of content where its pointer says, of a record in itself.
+
+        Raises:
+            ObjectMissing, PreconditionFailed: the pointer was rewritten meanwhile.
+        """
+        if found.tail.kind != POINTER:
+            return (Segment(found.key, found.tail.size, found.version),)
+        stored = found.end
+        if found.stored_size > len(stored):
+            stored = self._client.again(lambda: self._client.get(found.key, expect=found.version).read())
+        return pointer_from_bytes(stored)
+
+    def info_of(self, listed: Listed) -> ObjectInfo | None:
+        """What `look` would tell of an object that was listed, asking only where that is needed; None if it is gone."""
+        if not may_be_pointer(listed.size):
+            return ObjectInfo(listed.key, listed.size - TAIL_SIZE, listed.version, listed.modified)
+        try:
+            return self.look(listed.key).info
+        except ObjectMissing:
+            return None
+
+    def write(self, key: str, stored: bytes, nonce: bytes, *, expect: str | None = None) -> str:
+        """Write an object; its version.
+
+        Raises:
+            PreconditionFailed: it is not the version `expect`; nothing was written.
+            InTheWay: the key is below an object.
+            StorageUnavailable: it may have been written.
+        """
+        began = time.monotonic()
+        is_doubtful = False
+        for attempt in self._client.tries(TryAgain):
+            with attempt:
+                if is_doubtful:
+                    before = self._before(key, nonce, began) if expect is None else self._peek(key)
+                    if before is not None and before.tail.nonce == nonce:
+                        return before.version
+                    if expect is None:
+                        expect = "" if before is None else before.version
+                try:
+                    return self._client.put(key, stored, expect=expect)
+                except TryAgain as error:
+                    is_doubtful = is_doubtful or error.is_done is None
+                    raise
+                except InTheWay as error:
+                    if attempt.retry_state.attempt_number < _IN_THE_WAY_TRIES:
+                        raise TryAgain(str(error), is_done=False) from error
+                    raise
+                except PreconditionFailed as error:
+                    if is_doubtful:
+                        return self._own(key, nonce, error)
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _peek(self, key: str) -> Found | None:
+        try:
+            return self._look(key)
+        except ObjectMissing:
+            return None
+
+    def _before(self, key: str, nonce: bytes, began: float) -> Found | None:
+        """What a write without a condition, whose answer was lost, finds: its own object, or what was there before it.
+
+        Raises:
+            StorageUnavailable: somebody else has written meanwhile. Was that before us or after? Writing once more could
+                undo what came after.
+        """
+        found = self._peek(key)
+        if found is None or found.tail.nonce == nonce:
+            return found
+        # By the store's clock alone: ours may be wrong.
+        if found.modified > found.asked - (time.monotonic() - began) - _CLOCK_DOUBT_S:
+            raise StorageUnavailable(f"{key} was written by others while the answer to our write was lost")
+        return found
+
+    def _own(self, key: str, nonce: bytes, refusal: PreconditionFailed) -> str:
+        """The version, when it was our own write that the condition met after an answer was lost."""
+        found = self._peek(key)
+        if found is not None and found.tail.nonce == nonce:
+            return found.version
+        raise StorageUnavailable(f"{key}: an answer was lost, and others have written since") from refusal
+
+    def info_after(self, key: str, size: int, version: str) -> ObjectInfo:
+        """Of what was just written. S3 does not say when that was: one more request does.
+
+        The write is done by now. If others have written since, or the store does not answer, our own clock has to do.
+        """
+        with suppress(ObjectMissing, StorageUnavailable):
+            found = self.look(key)
+            if found.version == version:
+                return found.info
+        return ObjectInfo(key, size, version, float(int(time.time())))
+
+    def delete(self, key: str, *, expect: str | None = None) -> tuple[Segment, ...] | None:
+        """Remove what is there now, and nothing that is written meanwhile.
+
+        When somebody else writes while we delete, that write came after us: what we found is gone.
+
+        Returns:
+            the content that it pointed to, which nobody refers to any more; None if nothing was removed. A pointer that was
+            rewritten meanwhile may name the same content.
+
+        Raises:
+            PreconditionFailed: it is not the version `expect`.
+        """
+        try:
+            found = self.look(key)
+            if expect is not None and found.version != expect:
+                raise PreconditionFailed(f"{key} is not the expected version")
+            content = self.segments(found) if found.tail.kind == POINTER else ()
+        except ObjectMissing:
+            return None
+        try:
+            self._client.again(lambda: self._delete_version(key, found.version))
+        except PreconditionFailed:
+            if expect is not None and self.exists(key):
+                raise
+            return None
+        return content
+
+    def delete_data(self, segments: Sequence[Segment]) -> None:
+        """Remove content that nobody refers to. It is garbage where that fails."""
+        for segment in segments:
+            with suppress(StorageError):
+                self._client.again(lambda key=segment.key: self._client.delete(key))  # type: ignore[misc]
+
+    def _delete_version(self, key: str, version: str) -> None:
+        try:
+            self._client.delete(key, expect=version)
+        except ObjectMissing:
+            return  # the second try of what the first one did

@@ -1,0 +1,281 @@
+"""An upload to a bucket: what its holder sees of it. The parts and the state are s3_parts.py's.
+
+    begin ──► state ──append──► parts of a data object, then state ──commit──► parts sealed, completed; pointer at the key
+                                                                   └─abort───► state gone, then parts
+
+Nothing is copied or moved. The answer to a commit takes as long for much content as for little: one completion, and small
+writes. A crash leaves garbage at most: parts or data objects that no state and no pointer names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage_backends.checks import check_key, check_note
+from storage_backends.interface import (
+    BlockingSource,
+    ObjectInfo,
+    ObjectMissing,
+    Observer,
+    PreconditionFailed,
+    Span,
+    StorageError,
+    StorageUnavailable,
+    Upload,
+    UploadBusy,
+    UploadMissing,
+)
+from storage_backends.local_intake import Intake
+from storage_backends.s3_client import S3Client
+from storage_backends.s3_errors import InTheWay, below
+from storage_backends.s3_format import POINTER, Segment, pointer_to_bytes
+from storage_backends.s3_parts import Appending, Holding, missing
+from storage_backends.s3_records import Records
+from storage_backends.s3_stream import SegmentStream
+from storage_backends.threads import Threads, uncancelled
+
+# Of those who commit, and delete, the same key at the same time.
+_PUBLISH_TRIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What the uploads of one backend share.
+
+    Attributes:
+        threads: for small requests.
+        appenders: that hash, gather, and wait for a part that is on its way.
+        senders: each sends a part.
+        readers: for content on its way out.
+        busy: ids of the uploads that somebody in this process appends to or ends right now.
+    """
+
+    client: S3Client
+    records: Records
+    threads: Threads
+    appenders: Threads
+    senders: Threads
+    readers: Threads
+    part_size: int
+    part_count_max: int
+    refuse_below_object: Callable[[str], None]
+    busy: set[str] = field(default_factory=set)
+
+    @contextlib.contextmanager
+    def occupied(self, upload_id: str) -> Iterator[None]:
+        """Raises: UploadBusy."""
+        if upload_id in self.busy:
+            raise UploadBusy(f"somebody is appending to the upload {upload_id}")
+        self.busy.add(upload_id)
+        try:
+            yield
+        finally:
+            self.busy.discard(upload_id)
+
+
+class S3Upload:
+    """Other processes are told apart by the version of the state alone: to each of two that append at once it may seem that
+    it is the only one. Whoever ends second is told StorageUnavailable, and none of its bytes count.
+    """
+
+    def __init__(self, workshop: Workshop, upload_id: str, holding: Holding) -> None:
+        self._workshop = workshop
+        self._id = upload_id
+        self._holding = holding
+        # From an append that said `last` until what follows: its bytes are not saved yet.
+        self._pending: Appending | None = None
+        self._see()
+
+    def _see(self) -> None:
+        self._offset = self._holding.saved.offset
+        self._note = self._holding.saved.note
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def offset(self) -> int:
+        return self._offset
+
+    @property
+    def note(self) -> bytes:
+        return self._note
+
+    async def is_idle(self) -> bool:
+        return self._id not in self._workshop.busy
+
+    async def append(
+        self,
+        chunks: AsyncIterable[bytes] | BlockingSource,
+        *,
+        observe: Observer,
+        note: Callable[[], bytes],
+        size: int | None = None,
+        last: bool = False,
+    ) -> int:
+        del size  # there is no room to reserve
+        if not isinstance(chunks, AsyncIterable):
+            raise TypeError("this backend takes no BlockingSource")
+        with self._workshop.occupied(self._id):
+            await self._workshop.threads.run(self._prepare)
+            if self._holding.saved.is_closing:
+                return await self._append_nothing(chunks)
+            await self._append(chunks, observe, note, is_last=last)
+        return self._offset
+
+    def _prepare(self) -> None:
+        self._save_pending()
+        self._holding.check()
+
+    def _save_pending(self) -> None:
+        if self._pending is not None:
+            self._pending.save(self._note)
+            self._pending = None
+
+    async def _append_nothing(self, chunks: AsyncIterable[bytes]) -> int:
+        """A commit that failed half-way can be repeated, and nothing else."""
+        async for chunk in chunks:
+            if chunk:
+                raise missing(self._id)
+        return self._offset
+
+    async def _append(
+        self, chunks: AsyncIterable[bytes], observe: Observer, note: Callable[[], bytes], *, is_last: bool
+    ) -> None:
+        appending = self._appending(observe)
+        intake = Intake(self._workshop.appenders, appending.write)
+        try:
+            async for chunk in chunks:
+                await intake.put(chunk)
+        except BaseException:
+            # What had arrived is kept before the error goes on, and it goes on also when that fails.
+            with contextlib.suppress(StorageError):
+                await _whole(self._end_append(appending, intake, note, is_last=False))
+            raise
+        await _whole(self._end_append(appending, intake, note, is_last=is_last))
+
+    def _appending(self, observe: Observer) -> Appending:
+        workshop = self._workshop
+        return Appending(
+            self._holding,
+            workshop.senders,
+            observe,
+            part_size=workshop.part_size,
+            part_count_max=workshop.part_count_max,
+        )
+
+    async def _end_append(
+        self, appending: Appending, intake: Intake, note: Callable[[], bytes], *, is_last: bool
+    ) -> None:
+        try:
+            rest = await intake.finish()
+            await self._workshop.appenders.run(self._keep, appending, rest, note, is_last)
+        except BaseException:
+            await self._workshop.appenders.run(appending.drain)
+            raise
+
+    def _keep(
+        self,
+        appending: Appending,
+        rest: Sequence[bytes],
+        note: Callable[[], bytes],
+        is_last: bool,  # noqa: FBT001 - by way of a thread
+    ) -> None:
+        appending.write(rest)
+        kept = note()
+        check_note(kept)
+        if not is_last:
+            appending.save(kept)
+            self._see()
+            return
+        self._offset, self._note, self._pending = appending.offset, kept, appending
+
+    async def replay(self) -> AsyncIterator[bytes]:
+        """Costs the upload its place in a multipart upload: parts can be read only once they are an object."""
+        with self._workshop.occupied(self._id):
+            segments = await self._workshop.threads.run(self._readable)
+        size = sum(segment.size for segment in segments)
+        stream = SegmentStream(self._workshop.client, self._workshop.readers, segments, Span(0, size))
+        try:
+            async for chunk in stream.chunks():
+                yield chunk
+        finally:
+            await stream.close()
+        if self._holding.saved.rest:
+            yield self._holding.saved.rest
+
+    def _readable(self) -> tuple[Segment, ...]:
+        self._prepare()
+        holding = self._holding
+        if holding.saved.is_closing:
+            return holding.complete()
+        holding.seal()
+        if holding.saved.is_sealed:
+            holding.unseal()
+        return holding.saved.segments
+
+    async def commit(self, key: str) -> ObjectInfo:
+        check_key(key)
+        with self._workshop.occupied(self._id):
+            return await self._workshop.threads.run(self._commit, key)
+
+    def _commit(self, key: str) -> ObjectInfo:
+        self._workshop.refuse_below_object(key)
+        if not self._holding.saved.is_closing:
+            # Kept until it is done: a commit that is repeated must not take what is saved for all that there is.
+            (self._pending or self._appending(lambda _: None)).close(self._note)
+            self._pending = None
+        else:
+            self._holding.check()
+            self._holding.check_segments()
+        try:
+            info = self._publish(key, self._holding.complete())
+        except InTheWay as error:
+            raise below(key) from error
+        # Whoever repeats this from here on finds the pointer.
+        self._holding.end()
+        return info
+
+    def _publish(self, key: str, segments: tuple[Segment, ...]) -> ObjectInfo:
+        """Make a pointer to the segments, or keep what is at the key."""
+        stored, nonce = pointer_to_bytes(segments)
+        records = self._workshop.records
+        for _ in range(_PUBLISH_TRIES):
+            try:
+                version = records.write(key, stored, nonce, expect="")
+            except PreconditionFailed:
+                with contextlib.suppress(ObjectMissing):
+                    return self._kept(key, segments)
+            else:
+                return records.info_after(key, sum(segment.size for segment in segments), version)
+        raise StorageUnavailable(f"{key} is written and deleted by others all the time")
+
+    def _kept(self, key: str, segments: tuple[Segment, ...]) -> ObjectInfo:
+        """Of an object that is there already. Our bytes go, unless it is made of them: a commit that is repeated."""
+        records = self._workshop.records
+        found = records.look(key)
+        if found.tail.kind != POINTER or records.segments(found) != segments:
+            records.delete_data(segments)
+        return found.info
+
+    async def abort(self) -> None:
+        with self._workshop.occupied(self._id):
+            await self._workshop.threads.run(self._abort)
+
+    def _abort(self) -> None:
+        """By whoever holds the upload, also one who was overtaken since: it is the upload that ends."""
+        self._pending = None
+        with contextlib.suppress(UploadMissing):
+            Holding.resume(self._workshop.client, self._workshop.records, self._id).abort()
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    await uncancelled(asyncio.ensure_future(work))
+
+
+_: type[Upload] = S3Upload

@@ -1,0 +1,749 @@
+"""What S3Backend promises beyond the contract: several processes, stores and networks that are not well, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kitspec.interface import OciRegistry
+from registry.app import services_of
+from storage_backends.interface import (
+    ObjectMissing,
+    PreconditionFailed,
+    Span,
+    StorageBackend,
+    StorageUnavailable,
+    UploadBusy,
+    UploadMissing,
+)
+from storage_backends.s3 import S3Backend
+from storage_backends.s3_client import S3Client, S3Settings
+from storage_backends.s3_format import PROBES, UPLOADS, pointer_to_bytes, record_to_bytes
+from storage_backends.s3_records import Records
+from tests.contracts.registry_contract import RegistryContract
+from tests.contracts.storage_contract import (
+    Stalled,
+    StorageContract,
+    append,
+    chunks_of,
+    content_of,
+    ignore,
+    keys_of,
+    said,
+    store_content,
+)
+from tests.registry.conftest import configured
+from tests.storage_backends.s3_faults import Fault, FaultyStore, Request, at_random, faulty
+from tests.storage_backends.s3_server import Buckets, object_store
+
+pytestmark = pytest.mark.s3
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="session")
+def buckets() -> Iterator[Buckets]:
+    with object_store() as buckets:
+        yield buckets
+
+
+@pytest.fixture
+def settings(buckets: Buckets) -> S3Settings:
+    """A bucket of the test's own."""
+    return buckets.new()
+
+
+@asynccontextmanager
+async def opened(settings: S3Settings, **options: Any) -> AsyncIterator[S3Backend]:
+    backend = S3Backend(settings, **options)
+    try:
+        await backend.start()
+        yield backend
+    finally:
+        await backend.close()
+        await backend.close()
+
+
+@pytest.fixture
+async def backend(settings: S3Settings) -> AsyncIterator[StorageBackend]:
+    async with opened(settings) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def other(settings: S3Settings) -> AsyncIterator[StorageBackend]:
+    """Another process on the same bucket, as far as the backend can tell."""
+    async with opened(settings) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def store(settings: S3Settings) -> AsyncIterator[FaultyStore]:
+    assert settings.endpoint is not None
+    async with faulty(settings.endpoint) as store:
+        yield store
+
+
+@pytest.fixture
+async def shaky(settings: S3Settings, store: FaultyStore) -> AsyncIterator[StorageBackend]:
+    """A backend that reaches its store through a proxy that does as the test says."""
+    async with opened(replace(settings, endpoint=store.url, retry_timeout_s=10)) as backend:
+        yield backend
+        store.rule = lambda _: None
+
+
+@pytest.fixture
+def client(settings: S3Settings) -> Iterator[S3Client]:
+    """For what others do to the bucket. It blocks: call it in a thread."""
+    client = S3Client(settings, connections=1)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def in_bucket(client: S3Client) -> Callable[[], Awaitable[list[str]]]:
+    """All keys that the bucket has, those of the backend too."""
+
+    async def keys() -> list[str]:
+        entries, _ = await asyncio.to_thread(client.list, "")
+        return [entry.key for entry in entries]
+
+    return keys
+
+
+def puts_record(request: Request) -> bool:
+    return request.method == "PUT" and not request.is_internal
+
+
+def random_bytes(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+class TestS3(StorageContract):
+    pass
+
+
+class TestS3ThroughFaults(StorageContract):
+    """What may be sent again is, and nobody sees it."""
+
+    @pytest.fixture
+    async def backend(self, shaky: StorageBackend, store: FaultyStore) -> StorageBackend:
+        no_effect = at_random(1, 0.06, (Fault.SLOW_DOWN, Fault.CONFLICT))
+        doubtful = at_random(
+            2, 0.06, (Fault.CUT, Fault.LOSES_ANSWER, Fault.TRUNCATES, Fault.ERROR_IN_200, Fault.FAILS)
+        )
+
+        def rule(request: Request) -> Fault | None:
+            # A record that others write too may be left in doubt: the tests below are about that.
+            return no_effect(request) or (None if puts_record(request) else doubtful(request))
+
+        store.rule = rule
+        return shaky
+
+
+class TestRegistryOnS3(RegistryContract):
+    """The settings reach the backend, and the registry keeps its promises on it."""
+
+    @pytest.fixture
+    async def registry(self, settings: S3Settings) -> AsyncIterator[OciRegistry]:
+        section = {
+            "bucket": settings.bucket,
+            "regionendpoint": settings.endpoint,
+            "rootdirectory": "/team/registry",
+            "accesskey": settings.access_key,
+            "secretkey": settings.secret_key,
+            "chunksize": "5MiB",
+        }
+        async with services_of(configured({"s3": section})) as services:
+            yield services.registry
+
+
+# -- what an object looks like
+
+
+@pytest.mark.parametrize("size", [0, 1, 479, 512 - 32, 481, 1024 - 32, 5000])
+async def test_a_listing_tells_what_stat_tells_of_records_and_content(
+    backend: StorageBackend, size: int
+) -> None:
+    await backend.write("record", bytes(size))
+    await store_content(backend, "content", bytes(size))
+
+    infos = [info async for info in backend.list("")]
+
+    assert infos == [await backend.stat("content"), await backend.stat("record")]
+    assert [info.size for info in infos] == [size, size]
+
+
+async def test_content_can_be_read_as_a_record_and_a_record_delivered(backend: StorageBackend) -> None:
+    await backend.write("record", b"0123456789")
+    await store_content(backend, "content", b"0123456789")
+
+    for key in ("record", "content"):
+        assert (await backend.read(key, size_max=10))[0] == b"0123456789"
+        assert await content_of(backend, key, Span(2, 5)) == b"234"
+
+
+async def test_everything_lies_below_the_prefix(
+    settings: S3Settings, in_bucket: Callable[[], Awaitable[list[str]]]
+) -> None:
+    async with opened(replace(settings, prefix="team/registry/")) as backend:
+        await backend.write("record", b"1")
+        await store_content(backend, "content", b"2")
+        assert await keys_of(backend) == ["content", "record"]
+        assert await keys_of(backend, after="content") == ["record"]
+
+    assert {key[:14] for key in await in_bucket()} == {"team/registry/"}
+
+
+async def test_an_object_that_others_put_there_is_an_error_that_names_it(
+    backend: StorageBackend, client: S3Client
+) -> None:
+    await asyncio.to_thread(client.put, "stray", b"x" * 99)
+
+    with pytest.raises(StorageUnavailable, match="stray in the bucket was not written by this program"):
+        await backend.stat("stray")
+
+
+async def test_a_folder_that_comes_and_goes_below_a_store_over_files_disturbs_no_writer(
+    backend: StorageBackend, client: S3Client
+) -> None:
+    records = Records(client)
+
+    def come_and_go(name: str) -> None:
+        for index in range(100):
+            key = f"a/deep/folder/{name}-{index}"
+            records.write(key, *record_to_bytes(b"1"), expect="")
+            records.look(key)
+            client.again(lambda key=key: client.delete(key))  # type: ignore[misc]
+
+    await asyncio.gather(*(asyncio.to_thread(come_and_go, name) for name in ("a", "b", "c", "d")))
+
+    assert await keys_of(backend) == []
+
+
+# -- content
+
+
+async def test_content_of_many_parts_and_several_objects_is_one(settings: S3Settings) -> None:
+    content = random_bytes(23 * MIB)
+    async with opened(settings, part_count_max=2) as backend:
+        await store_content(backend, "x", content)
+
+        assert (await backend.stat("x")).size == len(content)
+        assert await content_of(backend, "x") == content
+        for span in (Span(0, 1), Span(10 * MIB - 1, 10 * MIB + 1), Span(9 * MIB, 21 * MIB)):
+            assert await content_of(backend, "x", span) == content[span.start : span.stop]
+
+
+async def test_a_delete_and_an_abort_leave_nothing_in_the_bucket(
+    settings: S3Settings, in_bucket: Callable[[], Awaitable[list[str]]]
+) -> None:
+    async with opened(settings, part_count_max=2) as backend:
+        await store_content(backend, "x", random_bytes(11 * MIB))
+        await store_content(backend, "x", random_bytes(11 * MIB), "second")
+        upload = await backend.begin_upload("u")
+        await append(upload, random_bytes(6 * MIB))
+        _ = [piece async for piece in upload.replay()]
+        await append(upload, random_bytes(6 * MIB))
+
+        await upload.abort()
+        await backend.delete("x")
+
+    assert await in_bucket() == []
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (6, 1, 6), (11, 5, 0, 4), (16, 16)], ids=str)
+async def test_each_append_and_the_commit_may_come_from_another_process(
+    backend: StorageBackend, other: StorageBackend, sizes: tuple[int, ...]
+) -> None:
+    hasher = hashlib.sha256()
+    await backend.begin_upload("u")
+
+    for index, size in enumerate(sizes):
+        upload = await (other, backend)[index % 2].resume_upload("u")
+        piece = random_bytes(size * MIB + 17, index)
+        await upload.append(chunks_of(piece), observe=hasher.update, note=hasher.digest)
+    upload = await backend.resume_upload("u")
+    await upload.commit("x")
+
+    assert upload.note == hasher.digest() == hashlib.sha256(await content_of(other, "x")).digest()
+
+
+async def test_an_upload_goes_on_after_it_was_read_again(backend: StorageBackend) -> None:
+    content = random_bytes(21 * MIB)
+    upload = await backend.begin_upload("u")
+    await append(upload, content[: 7 * MIB])
+    assert b"".join([piece async for piece in upload.replay()]) == content[: 7 * MIB]
+
+    await append(upload, content[7 * MIB : 14 * MIB])
+    await append(upload, content[14 * MIB :], last=True)
+    assert b"".join([piece async for piece in upload.replay()]) == content
+    await upload.commit("x")
+
+    assert await content_of(backend, "x") == content
+
+
+# -- several processes
+
+
+async def test_of_two_processes_that_append_at_once_one_is_told_and_its_bytes_do_not_count(
+    backend: StorageBackend, other: StorageBackend
+) -> None:
+    slow = await backend.begin_upload("u")
+    await append(slow, b"begin", note=b"0")
+    fast = await other.resume_upload("u")
+    slow_bytes, fast_bytes = random_bytes(6 * MIB, 1), random_bytes(13 * MIB, 2)
+    stalled = Stalled(slow_bytes)
+    appending = asyncio.create_task(slow.append(stalled.chunks(), observe=ignore, note=said(b"slow")))
+    await stalled.stalls.wait()
+
+    results = await asyncio.gather(append(fast, fast_bytes, note=b"fast"), return_exceptions=True)
+    if isinstance(
+        results[0], UploadBusy
+    ):  # the slow one had claimed part numbers first: take it up from there
+        fast = await other.resume_upload("u")
+        await append(fast, fast_bytes, note=b"fast")
+    stalled.go_on.set()
+
+    with pytest.raises(StorageUnavailable, match="ask for its offset"):
+        await appending
+    resumed = await backend.resume_upload("u")
+    assert (resumed.offset, resumed.note) == (5 + len(fast_bytes), b"fast")
+    await resumed.commit("x")
+    assert await content_of(other, "x") == b"begin" + fast_bytes
+
+
+async def test_an_appender_that_died_holds_up_nobody(backend: StorageBackend, settings: S3Settings) -> None:
+    async with opened(settings) as dying:
+        upload = await dying.begin_upload("u")
+        await append(upload, b"kept", note=b"1")
+        await append(upload, random_bytes(11 * MIB), note=b"2", last=True)
+
+    resumed = await backend.resume_upload("u")
+    assert (resumed.offset, resumed.note) == (4, b"1")
+    await append(resumed, b" more", last=True)
+    await resumed.commit("x")
+    assert await content_of(backend, "x") == b"kept more"
+
+
+@pytest.mark.parametrize("size", [0, 100, 6 * MIB])
+async def test_a_commit_that_was_cut_off_is_repeated_by_another_process(
+    shaky: StorageBackend, store: FaultyStore, other: StorageBackend, size: int
+) -> None:
+    content = random_bytes(size)
+    upload = await shaky.begin_upload("u")
+    await append(upload, content, last=True)
+    store.rule = lambda request: Fault.REFUSES if puts_record(request) else None
+    with pytest.raises(StorageUnavailable, match="AccessDenied"):
+        await upload.commit("x")
+
+    resumed = await other.resume_upload("u")
+    assert resumed.offset == size
+    assert await append(resumed) == size
+    with pytest.raises(UploadMissing):
+        await append(resumed, b"more")
+    await resumed.commit("x")
+
+    assert await content_of(other, "x") == content
+    with pytest.raises(UploadMissing):
+        await other.resume_upload("u")
+
+
+@pytest.mark.parametrize("size", [100, 6 * MIB])
+async def test_a_commit_that_failed_is_repeated_with_all_bytes_or_refused(
+    shaky: StorageBackend, store: FaultyStore, size: int
+) -> None:
+    content = random_bytes(size)
+    upload = await shaky.begin_upload("u")
+    await append(upload, content, last=True)
+    store.once(Fault.REFUSES, lambda request: request.method == "PUT")
+    with pytest.raises(StorageUnavailable):
+        await upload.commit("x")
+
+    with contextlib.suppress(StorageUnavailable):
+        await upload.commit("x")
+
+    with contextlib.suppress(ObjectMissing):
+        assert await content_of(shaky, "x") == content
+
+
+async def test_an_abort_after_a_commit_was_published_takes_nothing_from_it(
+    shaky: StorageBackend, store: FaultyStore, other: StorageBackend
+) -> None:
+    upload = await shaky.begin_upload("u")
+    await append(upload, random_bytes(6 * MIB), last=True)
+    store.rule = lambda request: (
+        Fault.REFUSES if request.method == "DELETE" and request.key.startswith(UPLOADS) else None
+    )
+    await upload.commit("x")
+
+    await (await other.resume_upload("u")).abort()
+
+    assert await content_of(other, "x") == random_bytes(6 * MIB)
+
+
+async def test_a_commit_is_not_repeated_once_its_content_was_deleted(
+    shaky: StorageBackend, store: FaultyStore, other: StorageBackend
+) -> None:
+    upload = await shaky.begin_upload("u")
+    await append(upload, b"content", last=True)
+    store.rule = lambda request: (
+        Fault.REFUSES if request.method == "DELETE" and request.key.startswith(UPLOADS) else None
+    )
+    await upload.commit("x")
+    await other.delete("x")
+
+    with pytest.raises(UploadMissing):
+        await (await other.resume_upload("u")).commit("x")
+
+    with pytest.raises(ObjectMissing):
+        await other.stat("x")
+
+
+async def test_an_abort_that_was_cut_off_is_ended_by_whoever_finds_it(
+    shaky: StorageBackend,
+    store: FaultyStore,
+    other: StorageBackend,
+    in_bucket: Callable[[], Awaitable[list[str]]],
+) -> None:
+    upload = await shaky.begin_upload("u")
+    await append(upload, random_bytes(6 * MIB))
+    _ = [piece async for piece in upload.replay()]
+    store.rule = lambda request: Fault.REFUSES if request.method == "DELETE" else None
+    await upload.abort()
+    assert [each.id async for each in other.uploads()] == ["u"]
+
+    with pytest.raises(UploadMissing):
+        await other.resume_upload("u")
+
+    assert await in_bucket() == []
+
+
+async def test_a_delete_takes_no_bytes_of_a_pointer_that_was_rewritten_meanwhile(
+    shaky: StorageBackend, store: FaultyStore, other: StorageBackend, client: S3Client
+) -> None:
+    await store_content(shaky, "x", b"content")
+    records = Records(client)
+    segments = await asyncio.to_thread(lambda: records.segments(records.look("x")))
+    touched: list[asyncio.Future[str]] = []
+
+    def rule(request: Request) -> Fault | None:
+        if request.method != "DELETE":
+            return None
+        if not touched:
+            touching = asyncio.to_thread(records.write, "x", *pointer_to_bytes(segments))
+            touched.append(asyncio.ensure_future(touching))
+        return None if touched[0].done() else Fault.SLOW_DOWN
+
+    store.rule = rule
+    await shaky.delete("x")
+
+    assert (await other.stat("x")).version == await touched[0]
+    assert await content_of(other, "x") == b"content"
+
+
+async def test_two_processes_that_commit_one_upload_publish_it_once(
+    backend: StorageBackend, other: StorageBackend
+) -> None:
+    content = random_bytes(6 * MIB)
+    await append(await backend.begin_upload("u"), content)
+    holders = [await each.resume_upload("u") for each in (backend, other)]
+
+    results = await asyncio.gather(*(holder.commit("x") for holder in holders), return_exceptions=True)
+
+    assert sum(isinstance(result, UploadBusy | UploadMissing) for result in results) == 1
+    assert await content_of(backend, "x") == content
+
+
+# -- answers that are lost
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.LOSES_ANSWER, Fault.FAILS, Fault.SLOW_DOWN], ids=str)
+@pytest.mark.parametrize("expect", ["absent", "version", "anything"])
+async def test_a_write_whose_answer_is_lost_is_done_once(
+    shaky: StorageBackend, store: FaultyStore, fault: Fault, expect: str
+) -> None:
+    old = None if expect != "version" else (await shaky.write("a", b"old")).version
+    store.once(fault, puts_record)
+
+    written = await shaky.write("a", b"new", expect="" if expect == "absent" else old)
+
+    assert store.count(fault) == 1
+    assert await shaky.read("a", size_max=9) == (b"new", written)
+
+
+async def test_a_store_that_does_its_work_and_never_answers_is_asked_what_it_did(
+    settings: S3Settings, store: FaultyStore
+) -> None:
+    async with opened(replace(settings, endpoint=store.url, read_timeout_s=0.5)) as backend:
+        store.once(Fault.HANGS, puts_record)
+        written = await backend.write("a", b"new", expect="")
+        store.once(Fault.HANGS, lambda request: request.is_complete)
+        await store_content(backend, "content", random_bytes(6 * MIB))
+
+        assert store.count(Fault.HANGS) == 2
+        assert await backend.read("a", size_max=9) == (b"new", written)
+        assert await content_of(backend, "content") == random_bytes(6 * MIB)
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.LOSES_ANSWER], ids=str)
+async def test_a_write_whose_answer_is_lost_while_others_write_is_left_in_doubt(
+    shaky: StorageBackend, store: FaultyStore, other: StorageBackend, fault: Fault
+) -> None:
+    old = await shaky.write("a", b"old")
+    rival: list[Any] = []
+
+    def rule(request: Request) -> Fault | None:
+        if puts_record(request) and not rival:
+            rival.append(None)
+            return fault
+        if rival == [None] and request.method == "GET":
+            rival[0] = asyncio.ensure_future(other.write("a", b"theirs"))
+            return Fault.SLOW_DOWN
+        return None if not rival or rival[0].done() else Fault.SLOW_DOWN
+
+    store.rule = rule
+    with pytest.raises(StorageUnavailable):
+        await shaky.write("a", b"ours", expect=old.version)
+
+    assert (await other.read("a", size_max=9)) == (b"theirs", await rival[0])
+
+
+async def test_a_refused_write_is_refused_also_when_it_was_sent_twice(
+    shaky: StorageBackend, store: FaultyStore
+) -> None:
+    await shaky.write("a", b"1")
+    store.once(Fault.SLOW_DOWN, puts_record)
+
+    with pytest.raises(PreconditionFailed):
+        await shaky.write("a", b"2", expect="")
+
+    assert (await shaky.read("a", size_max=9))[0] == b"1"
+
+
+@pytest.mark.parametrize("expect", [True, False])
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.LOSES_ANSWER, Fault.SLOW_DOWN], ids=str)
+async def test_a_delete_whose_answer_is_lost_is_done(
+    shaky: StorageBackend, store: FaultyStore, fault: Fault, expect: bool
+) -> None:
+    written = await shaky.write("a", b"1")
+    store.once(fault, lambda request: request.method == "DELETE")
+
+    await shaky.delete("a", expect=written.version if expect else None)
+
+    assert store.count(fault) == 1
+    with pytest.raises(ObjectMissing):
+        await shaky.stat("a")
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_no_increment_that_was_acknowledged_is_lost_whatever_happens_to_answers(
+    shaky: StorageBackend, store: FaultyStore, seed: int
+) -> None:
+    await shaky.write("counter", b"0")
+    store.rule = at_random(seed, 0.2, (Fault.SLOW_DOWN, Fault.CONFLICT, Fault.CUT, Fault.LOSES_ANSWER))
+    acknowledged = doubtful = 0
+
+    async def increment(times: int) -> None:
+        nonlocal acknowledged, doubtful
+        for _ in range(times):
+            content, info = await shaky.read("counter", size_max=99)
+            try:
+                await shaky.write("counter", b"%d" % (int(content) + 1), expect=info.version)
+            except PreconditionFailed:
+                continue
+            except StorageUnavailable:
+                doubtful += 1
+            else:
+                acknowledged += 1
+
+    await asyncio.gather(*(increment(8) for _ in range(4)))
+
+    store.rule = lambda _: None
+    counted = int((await shaky.read("counter", size_max=99))[0])
+    assert acknowledged <= counted <= acknowledged + doubtful
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.CUT, Fault.LOSES_ANSWER, Fault.ERROR_IN_200, Fault.SLOW_DOWN, Fault.FAILS],
+    ids=str,
+)
+async def test_a_completion_whose_answer_is_lost_is_found_done(
+    shaky: StorageBackend, store: FaultyStore, fault: Fault
+) -> None:
+    content = random_bytes(6 * MIB)
+    upload = await shaky.begin_upload("u")
+    await append(upload, content, last=True)
+    store.once(fault, lambda request: request.is_complete)
+
+    await upload.commit("x")
+
+    assert store.count(fault) == 1
+    assert await content_of(shaky, "x") == content
+
+
+async def test_content_whose_connection_breaks_is_taken_up_where_it_broke(
+    shaky: StorageBackend, store: FaultyStore
+) -> None:
+    content = random_bytes(6 * MIB)
+    await store_content(shaky, "x", content)
+    breaks = iter([Fault.TRUNCATES] * 3)
+    store.rule = lambda request: (
+        next(breaks, None) if request.method == "GET" and request.key.startswith("_store/data/") else None
+    )
+
+    assert await content_of(shaky, "x", Span(1, 6 * MIB)) == content[1:]
+
+    assert store.count(Fault.TRUNCATES) == 3
+
+
+async def test_content_that_disappears_while_it_is_delivered_never_ends_cleanly(
+    shaky: StorageBackend, store: FaultyStore, other: StorageBackend
+) -> None:
+    await store_content(shaky, "x", random_bytes(6 * MIB))
+    store.once(Fault.TRUNCATES, lambda request: request.key.startswith("_store/data/"))
+
+    async with shaky.deliver("x") as delivery:
+        await other.delete("x")
+        with pytest.raises(StorageUnavailable, match="removed while it was read"):
+            _ = [chunk async for chunk in delivery.chunks]  # type: ignore[union-attr]
+
+
+async def test_content_whose_bytes_are_gone_is_an_error_and_not_absent(
+    backend: StorageBackend, client: S3Client, in_bucket: Callable[[], Awaitable[list[str]]]
+) -> None:
+    await store_content(backend, "x", b"content")
+    for key in await in_bucket():
+        if key.startswith("_store/data/"):
+            await asyncio.to_thread(client.delete, key)
+
+    with pytest.raises(StorageUnavailable, match="gone from the store"):
+        await content_of(backend, "x")
+
+
+@pytest.mark.parametrize("nth", range(12))
+async def test_an_upload_survives_the_loss_of_any_one_answer(
+    shaky: StorageBackend, store: FaultyStore, nth: int
+) -> None:
+    content = random_bytes(12 * MIB)
+    number = -1
+
+    def rule(request: Request) -> Fault | None:
+        nonlocal number
+        number += 1
+        return Fault.LOSES_ANSWER if number == nth else None
+
+    store.rule = rule
+    upload = await shaky.begin_upload("u")
+    await append(upload, content[:MIB])
+    await append(upload, content[MIB:], last=True)
+    await upload.commit("x")
+
+    assert store.count(Fault.LOSES_ANSWER) == 1
+    assert await content_of(shaky, "x") == content
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+    ("method", "condition", "promise"),
+    [
+        ("PUT", "If-None-Match", "a create where an object is"),
+        ("PUT", "If-Match", "an overwrite of an old version"),
+        ("DELETE", "If-Match", "a delete of an old version"),
+    ],
+)
+async def test_a_store_that_ignores_a_condition_is_refused(
+    settings: S3Settings, store: FaultyStore, method: str, condition: str, promise: str
+) -> None:
+    store.rule = lambda request: (
+        Fault.IGNORES_CONDITION
+        if request.method == method and condition in request.conditions and request.key.startswith(PROBES)
+        else None
+    )
+
+    with pytest.raises(StorageUnavailable, match=promise):
+        async with opened(replace(settings, endpoint=store.url)):
+            pass
+
+
+async def test_a_refused_start_leaves_nothing_in_the_bucket(
+    settings: S3Settings, store: FaultyStore, in_bucket: Callable[[], Awaitable[list[str]]]
+) -> None:
+    store.rule = lambda _: Fault.IGNORES_CONDITION
+
+    with pytest.raises(StorageUnavailable):
+        async with opened(replace(settings, endpoint=store.url)):
+            pass
+
+    assert await in_bucket() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"bucket": "not-there"}, "the bucket does not exist: create it"),
+        (
+            {"secret_key": "wrong-secret-of-ours"},
+            "refuses us: .*SignatureDoesNotMatch.*check the credentials",
+        ),
+        ({"access_key": "nobody-we-know"}, "refuses us: "),
+        ({"endpoint": "http://127.0.0.1:1"}, "cannot be reached"),
+    ],
+    ids=["bucket", "secret", "access key", "endpoint"],
+)
+async def test_a_start_that_fails_says_why_without_host_or_secret(
+    settings: S3Settings, change: dict[str, str], reason: str
+) -> None:
+    wrong = replace(settings, retry_timeout_s=0.2, **change)  # type: ignore[arg-type]
+
+    with pytest.raises(StorageUnavailable, match=reason) as refused:
+        async with opened(wrong):
+            pass
+
+    for secret in (wrong.access_key, wrong.secret_key, "127.0.0.1"):
+        assert secret is not None
+        assert secret not in str(refused.value)
+    assert "secret" not in repr(wrong).replace("secret_key", "")
+
+
+async def test_a_store_that_is_away_for_longer_than_we_wait_is_unavailable(
+    settings: S3Settings, store: FaultyStore
+) -> None:
+    async with opened(replace(settings, endpoint=store.url, retry_timeout_s=0.3)) as backend:
+        store.rule = lambda _: Fault.SLOW_DOWN
+
+        with pytest.raises(StorageUnavailable, match=r"busy: GetObject a was answered with SlowDown \(503\)"):
+            await backend.stat("a")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"part_size": 5 * MIB - 1}, "parts of"),
+        ({"part_size": 33 * MIB}, "64 MiB"),
+        ({"prefix": "a/../"}, "not a key"),
+        ({"prefix": "a"}, "ends with a slash"),
+        ({"prefix": "/"}, "not a key"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_are_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        S3Backend(replace(S3Settings("bucket"), **change))
+
+
+async def test_a_key_that_is_too_long_with_its_prefix_is_refused(settings: S3Settings) -> None:
+    async with opened(replace(settings, prefix="p/")) as backend:
+        with pytest.raises(ValueError, match="too long"):
+            await backend.write("/".join(["b" * 204] * 5), b"")

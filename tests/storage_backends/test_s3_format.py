@@ -1,0 +1,111 @@
+"""What objects in a bucket look like: whatever is written is read again, and a listing's sizes tell enough."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage_backends.interface import Span, StorageUnavailable
+from storage_backends.s3_client import Part
+from storage_backends.s3_format import (
+    POINTER,
+    POINTER_STEP,
+    TAIL_SIZE,
+    Segment,
+    Tail,
+    Target,
+    UploadState,
+    may_be_pointer,
+    new_data_key,
+    pieces_of,
+    pointer_from_bytes,
+    pointer_to_bytes,
+    record_to_bytes,
+)
+from storage_backends.s3_parts import MEMORY_MAX, PART_COUNT_MAX, PART_SIZE_MIN, in_flight_max, part_size_of
+
+sizes = st.integers(0, 5 * 1024**4)
+segments = st.lists(
+    st.builds(Segment, st.just("_store/data/ab/abcd"), sizes, st.text("0123456789abcdef-", max_size=70))
+)
+parts = st.lists(st.builds(Part, st.integers(1, PART_COUNT_MAX), sizes, st.just('"etag"'))).map(tuple)
+targets = st.lists(st.builds(Target, st.just("key"), st.just("id"), st.integers(1, PART_COUNT_MAX), parts))
+states = st.builds(
+    UploadState,
+    note=st.binary(max_size=99),
+    segments=segments.map(tuple),
+    targets=targets.map(tuple),
+    rest=st.binary(max_size=99),
+    is_sealed=st.booleans(),
+    is_closing=st.booleans(),
+    is_aborted=st.booleans(),
+)
+
+
+@given(st.binary(max_size=2000))
+def test_a_record_is_its_bytes_and_a_tail_that_tells_their_size(content: bytes) -> None:
+    stored, nonce = record_to_bytes(content)
+
+    tail = Tail.from_bytes("key", stored)
+
+    assert stored[:-TAIL_SIZE] == content
+    assert (tail.size, tail.nonce) == (len(content), nonce)
+
+
+def test_the_same_record_written_twice_is_two_objects() -> None:
+    assert record_to_bytes(b"same")[0] != record_to_bytes(b"same")[0]
+
+
+@given(segments)
+def test_a_pointer_is_known_by_its_size_and_tells_that_of_the_content(listed: list[Segment]) -> None:
+    stored, _ = pointer_to_bytes(listed)
+
+    tail = Tail.from_bytes("key", stored)
+
+    assert may_be_pointer(len(stored))
+    assert (tail.kind, tail.size) == (POINTER, sum(segment.size for segment in listed))
+    assert pointer_from_bytes(stored) == tuple(listed)
+
+
+def test_a_pointer_to_one_object_is_read_with_its_tail_in_one_request() -> None:
+    stored, _ = pointer_to_bytes([Segment(new_data_key(), 5 * 1024**4, "0" * 64 + "-10000")])
+
+    assert len(stored) == POINTER_STEP
+
+
+@given(states)
+def test_the_state_of_an_upload_is_read_as_it_was_written(state: UploadState) -> None:
+    stored, _ = state.to_bytes()
+
+    assert UploadState.from_bytes(stored) == state
+    assert Tail.from_bytes("key", stored).size == state.offset
+
+
+@given(st.binary(max_size=100))
+def test_what_others_wrote_is_refused(stored: bytes) -> None:
+    with pytest.raises(StorageUnavailable, match="key in the bucket was not written by this program"):
+        Tail.from_bytes("key", stored)
+
+
+@given(st.lists(st.binary(max_size=9)), st.integers(0, 99), st.integers(0, 99))
+def test_the_pieces_of_a_span_are_the_span(contents: list[bytes], start: int, length: int) -> None:
+    whole = b"".join(contents)
+    span = Span(min(start, len(whole)), min(start + length, len(whole)))
+    listed = [Segment(str(index), len(content), "") for index, content in enumerate(contents)]
+
+    pieces = list(pieces_of(listed, span))
+
+    assert all(piece.start < piece.stop for _, piece in pieces)
+    read = [contents[int(segment.key)][piece.start : piece.stop] for segment, piece in pieces]
+    assert b"".join(read) == whole[span.start : span.stop]
+
+
+@pytest.mark.parametrize("first_size", [PART_SIZE_MIN, 10 * 1024**2, 16 * 1024**2, 32 * 1024**2])
+def test_parts_grow_and_keep_to_the_memory_of_an_upload(first_size: int) -> None:
+    made = [part_size_of(number, first_size) for number in range(1, PART_COUNT_MAX + 1)]
+
+    assert made == sorted(made)
+    assert made[0] == first_size
+    assert all((in_flight_max(size) + 1) * size <= MEMORY_MAX for size in set(made))
+    assert sum(made) >= 190 * 1024**3
