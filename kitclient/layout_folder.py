@@ -176,7 +176,10 @@ class ImageLayout:
         return document
 
     def _sweep(self) -> None:
-        """Remove what nobody has touched for a week; a file in use is younger, its writer writes."""
+        """Remove what nobody has touched for a week; a file in use is younger, its writer writes.
+
+        And locks of partial files that are gone: their writer was killed when its blob had its final name already.
+        """
         limit = time.time() - INGEST_KEPT_S
         for path in self.ingest.iterdir():
             if path.name == "index.lock":
@@ -184,6 +187,16 @@ class ImageLayout:
             with suppress(OSError):
                 if path.stat().st_mtime < limit:
                     path.unlink()
+                elif path.suffix == ".lock" and not path.with_suffix("").exists():
+                    _remove_idle_lock(path)
+
+
+def _remove_idle_lock(path: Path) -> None:
+    """Remove a lock that nobody holds; while it is held, so that whoever waits for it sees that it has no name any more."""
+    lock = FileLock(path, timeout=0)
+    with suppress(Timeout), lock:
+        if not path.with_suffix("").exists():
+            path.unlink(missing_ok=True)
 
 
 def manifest_entry(repository: str, tag: Tag | None, digest: Digest, size: int, media_type: str) -> Entry:
