@@ -118,6 +118,11 @@ class Call:
         origin = http.host if http.host is not None and not http.relativeurls else ""
         return f"{origin}{http.prefix.rstrip('/')}{path}"
 
+    def page_url(self, query: str) -> str:
+        """For `Link`: the path that was asked for, with another query."""
+        path = self.request.rel_url.raw_path.removeprefix(self.config.http.prefix.rstrip("/"))
+        return self.url(f"{path}?{query}")
+
     def body_size(self) -> int | None:
         """`Content-Length`; None for a chunked body."""
         return self.request.content_length

@@ -89,7 +89,7 @@ def _next(call: Call, page: list[str], size_max: int, *, is_more: bool) -> str |
     # n=0 asks for nothing: no page follows it (distribution-spec 1.1.1, "Listing Tags").
     if not is_more or not page:
         return None
-    return call.url(f"{call.request.rel_url.raw_path}?n={size_max}&last={quote(page[-1], safe='')}")
+    return call.page_url(f"n={size_max}&last={quote(page[-1], safe='')}")
 
 
 def _listing(document: dict[str, object], link: str | None) -> web.StreamResponse:

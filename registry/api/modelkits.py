@@ -256,9 +256,7 @@ def _base64(digest: Digest) -> str:
 def _next(call: Call, page: list[KitFile], size_max: int) -> str:
     kept = [(key, value) for key in ("filter", "path", "prefix") for value in call.query.all(key)]
     query = urlencode([*kept, ("n", str(size_max)), ("last", page[-1].path)])
-    return call.url(
-        f"{call.request.rel_url.raw_path.removeprefix(call.config.http.prefix.rstrip('/'))}?{query}"
-    )
+    return call.page_url(query)
 
 
 def _json(document: dict[str, Any], headers: dict[str, str] | None = None) -> web.StreamResponse:

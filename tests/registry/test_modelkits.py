@@ -377,6 +377,14 @@ async def test_the_next_page_is_below_the_prefix_of_the_registry(serve: Serve) -
         headers = {"Content-Type": OCI_MANIFEST}
         await below("PUT", f"/v2/{NAME}/manifests/v1", headers=headers, body=encode(kit.manifest))
 
+        for list_of in ("/v2/_catalog", f"/v2/{NAME}/tags/list"):
+            await below("PUT", f"/v2/{NAME}/manifests/v2", headers=headers, body=encode(kit.manifest))
+            await below("POST", f"/v2/z/blobs/uploads/?digest={Digest.of(b'z')}", body=b"z")
+            following = next_target(await below("GET", f"{list_of}?n=1"))
+            assert following is not None
+            assert following.startswith(f"/models{list_of}?")
+            assert (await wire("GET", following)).status == 200
+
         reply = await below("GET", target_of("files", n="3", path="**"))
         target = next_target(reply)
         assert target is not None
