@@ -11,7 +11,7 @@ from kitspec.errors import DigestInvalid, SizeInvalid
 from kitspec.interface import StoredManifest
 from kitspec.kitfile import CONFIG_SIZE_MAX, Kitfile
 from kitspec.manifest import Index, Manifest, parse_manifest
-from kitspec.modelpack import kitfile_of_modelpack
+from kitspec.modelpack import kitfile_of
 from kitspec.names import Tag
 
 
@@ -53,10 +53,7 @@ async def read_modelkit(place: Place, reference: Tag | Digest) -> ModelKit:
         raise NotAModelKit(
             f"reference {reference} exists but is not a modelkit: its config is {manifest.config.media_type}"
         )
-    config = await _read_config(place, manifest)
-    if manifest.family == "kitops":
-        return ModelKit(stored, manifest, Kitfile.from_json(config))
-    return ModelKit(stored, manifest, kitfile_of_modelpack(manifest, config))
+    return ModelKit(stored, manifest, kitfile_of(manifest, await _read_config(place, manifest)))
 
 
 async def _read_config(place: Place, manifest: Manifest) -> bytes:

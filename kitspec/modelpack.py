@@ -83,6 +83,20 @@ def _licenses(kitfile: Kitfile, entries: list[Entry]) -> list[str]:
     return sorted(licenses - {""})
 
 
+def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
+    """The Kitfile of a ModelKit or ModelPack.
+
+    Args:
+        config: the blob that `manifest.config` names.
+
+    Raises:
+        KitfileInvalid: the config is none, or the documents disagree.
+    """
+    return (
+        Kitfile.from_json(config) if manifest.family == "kitops" else kitfile_of_modelpack(manifest, config)
+    )
+
+
 def kitfile_of_modelpack(manifest: Manifest, config: bytes) -> Kitfile:
     """What the Kitfile of a ModelPack is: the one it carries, else one made of its layers' annotations.
 

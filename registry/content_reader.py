@@ -12,7 +12,7 @@ from kitspec.digest import Digest
 from registry import layout
 from registry.checkpoints import CheckpointsInvalid
 from registry.content import Content, Literal, Piece
-from registry.inflate import inflated_span
+from registry.inflate import CHECKPOINT_SPACING, inflated_span
 from registry.member_index import MemberIndexes
 from registry.member_table import MemberTable
 from registry.stored_reader import reader_of
@@ -30,8 +30,6 @@ from storage_backends.threads import Threads
 
 # Each inflates for one client at a time.
 _INFLATERS: Final = 8
-# As far as from one checkpoint to the next (registry/inflate.py).
-_NEAR_SIZE: Final = 16 * 1024 * 1024
 
 
 class ContentReader:
@@ -87,15 +85,10 @@ class ContentReader:
             self.deliveries(content, start, content.size if stop is None else stop)
         ) as deliveries:
             async for delivery in deliveries:
-                match delivery:
-                    case LocalFile():
-                        async for chunk in chunks_of(delivery):
-                            yield chunk
-                    case ByteStream(chunks):
-                        async for chunk in chunks:
-                            yield chunk
-                    case PresignedUrl():
-                        raise StorageUnavailable("this backend hands out addresses only")
+                if isinstance(delivery, PresignedUrl):
+                    raise StorageUnavailable("this backend hands out addresses only")
+                async for chunk in chunks_of(delivery):
+                    yield chunk
 
     async def read(self, content: Content, start: int, stop: int) -> bytes:
         """`chunks`, for a caller that asks for little."""
@@ -147,7 +140,7 @@ class _Inflating:
 
     def is_before(self, piece: Piece) -> bool:
         """Whether to go on costs less than to begin again at the piece."""
-        is_near = 0 <= piece.start - self._position <= _NEAR_SIZE
+        is_near = 0 <= piece.start - self._position <= CHECKPOINT_SPACING
         return is_near and (piece.layer, piece.layer_type) == self._layer
 
     async def take(self, piece: Piece) -> AsyncIterator[bytes]:

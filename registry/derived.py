@@ -34,12 +34,10 @@ class TarRecipe:
 
     Attributes:
         index: of the layer among all layers of its source.
-        size: of the tar.
     """
 
     index: int
     is_readable: bool
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class Derived:
             "nonce": secrets.token_hex(8),
         }
         if self.recipe is not None:
-            head["recipe"] = [self.recipe.index, self.recipe.is_readable, self.recipe.size]
+            head["recipe"] = [self.recipe.index, self.recipe.is_readable]
         return json.dumps(head).encode() + b"\n" + self.content
 
     @classmethod

@@ -223,10 +223,8 @@ class HostedRegistry:
 
         async with self.deliver_blob(name, digest, choose) as delivery:
             match delivery:
-                case LocalFile():
+                case LocalFile() | ByteStream():
                     yield HostedBody(chunks_of(delivery), delivery.span.stop - delivery.span.start)
-                case ByteStream():
-                    yield HostedBody(delivery.chunks, delivery.span.stop - delivery.span.start)
                 case PresignedUrl():
                     raise ServerError("this backend hands out addresses only; the bytes cannot be read here")
 

@@ -26,11 +26,11 @@ from kitspec.errors import (
     QueryInvalid,
 )
 from kitspec.interface import StoredManifest
-from kitspec.kitfile import CONFIG_SIZE_MAX, Kitfile
+from kitspec.kitfile import CONFIG_SIZE_MAX
 from kitspec.layer_tar import BLOCK_SIZE, TRAILER, format_member, format_padding
 from kitspec.manifest import Index, Manifest, parse_manifest
 from kitspec.media_types import MANIFEST_TYPES, parse_layer_media_type
-from kitspec.modelpack import kitfile_of_modelpack
+from kitspec.modelpack import kitfile_of
 from kitspec.names import RepositoryName, Tag, ViewName, view_of
 from kitspec.path_glob import PathGlob
 from kitspec.selection import EntryLayer, Filter, LayerPlace, includes_kitfile, place_of
@@ -189,11 +189,7 @@ class Kits:
             config = manifest.config.data
             if config is None:
                 config = await self._read_config(name, manifest.config.digest)
-            kitfile = (
-                Kitfile.from_json(config)
-                if manifest.family == "kitops"
-                else kitfile_of_modelpack(manifest, config)
-            )
+            kitfile = kitfile_of(manifest, config)
         except ContentInvalid as error:
             raise _broken(stored.digest, error) from error
         kit = Kit(stored.digest, stored.content, manifest, config, kitfile)

@@ -15,9 +15,9 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from kitspec.digest import Digest
 from kitspec.errors import ContentInvalid, ManifestInvalid
@@ -106,7 +106,7 @@ class MemberIndexes:
         if found is not None:
             self._remembered.move_to_end(key)
         else:
-            found = await self._read_or_make(key, layer, layer_type)
+            found = await _shared(self._making, key, lambda: self._read_or_make(key, layer, layer_type))
         if isinstance(found, Refusal):
             raise ManifestInvalid(f"the layer {layer} cannot be looked into: {found.message}")
         return found
@@ -125,12 +125,7 @@ class MemberIndexes:
         if table.is_hashed:
             return table
         key = layout.members_key(layer, layer_type)
-        task = self._hashing.get(key)
-        if task is None:
-            task = asyncio.create_task(self._hash_all(key, layer, table), name="hash a layer")
-            self._hashing[key] = task
-            task.add_done_callback(lambda task: _ended(self._hashing, key, task))
-        return await asyncio.shield(task)
+        return await _shared(self._hashing, key, lambda: self._hash_all(key, layer, table))
 
     async def hashed_member(self, layer: Digest, layer_type: LayerType, member: TableMember) -> TableMember:
         """A file of a layer with its digest: only that file is read. Raises as `table`."""
@@ -220,17 +215,6 @@ class MemberIndexes:
                     await self._hash_all(key, layer, table, is_patient=True)
 
     async def _read_or_make(self, key: str, layer: Digest, layer_type: LayerType) -> MemberTable | Refusal:
-        task = self._making.get(key)
-        if task is None:
-            task = asyncio.create_task(self._read_or_make_once(key, layer, layer_type), name="index a layer")
-            self._making[key] = task
-            task.add_done_callback(lambda task: _ended(self._making, key, task))
-        # Whoever asked first may leave: the others, and the next one, still want it.
-        return await asyncio.shield(task)
-
-    async def _read_or_make_once(
-        self, key: str, layer: Digest, layer_type: LayerType
-    ) -> MemberTable | Refusal:
         found = await self._read(key)
         if found is not None:
             self._remember(key, found)
@@ -314,10 +298,22 @@ class MemberIndexes:
             yield piece
 
 
-def _ended(tasks: dict[str, asyncio.Task[T]], key: str, task: asyncio.Task[T]) -> None:
-    tasks.pop(key, None)
-    if not task.cancelled():
-        task.exception()  # seen, also when whoever asked has left
+async def _shared(
+    tasks: dict[str, asyncio.Task[T]], key: str, work: Callable[[], Coroutine[Any, Any, T]]
+) -> T:
+    """What the one task for `key` gives, which is begun when there is none."""
+
+    def ended(task: asyncio.Task[T]) -> None:
+        tasks.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # seen, also when whoever asked has left
+
+    task = tasks.get(key)
+    if task is None:
+        task = tasks[key] = asyncio.create_task(work(), name=f"index {key}")
+        task.add_done_callback(ended)
+    # Whoever asked first may leave: the others, and the next one, still want it.
+    return await asyncio.shield(task)
 
 
 def _give_way() -> None:

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 
 from storage_backends.file_stream import chunks_of
 from storage_backends.interface import (
-    ByteStream,
     LocalFile,
     PresignedUrl,
     Span,
@@ -61,18 +60,10 @@ async def read_span(backend: StorageBackend, key: str, span: Span) -> bytes:
         ObjectMissing: there is no such object.
         StorageUnavailable: it ended early.
     """
-    parts: list[bytes] = []
     async with backend.deliver(key, span) as delivery:
-        match delivery:
-            case LocalFile():
-                parts = [chunk async for chunk in chunks_of(delivery)]
-            case ByteStream(chunks):
-                parts = [chunk async for chunk in chunks]
-            case PresignedUrl():
-                raise StorageUnavailable(
-                    "this backend hands out addresses only; the bytes cannot be read here"
-                )
-    content = b"".join(parts)
+        if isinstance(delivery, PresignedUrl):
+            raise StorageUnavailable("this backend hands out addresses only; the bytes cannot be read here")
+        content = b"".join([chunk async for chunk in chunks_of(delivery)])
     if len(content) != span.stop - span.start:
         raise StorageUnavailable(f"{key} ended early: {len(content)} bytes of {span.stop - span.start}")
     return content

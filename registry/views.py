@@ -221,7 +221,7 @@ class Views:
             digest = await self._reader.digest(content)
             with suppress(StorageError):  # it is found out again next time
                 await self.backend.write(key, digest.encode())
-        recipe = TarRecipe(index, is_readable, content.size)
+        recipe = TarRecipe(index, is_readable)
         await self._derived.put(choice.name, digest, Derived(choice.kit.digest, OCI_LAYER, recipe=recipe))
         return Descriptor(OCI_LAYER, digest, content.size)
 

@@ -1,4 +1,4 @@
-"""A file's bytes as a stream, for callers that cannot let the kernel send the file."""
+"""A delivery's bytes as a stream, for callers that cannot let the kernel send a file."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 
-from storage_backends.interface import LocalFile, StorageUnavailable
+from storage_backends.interface import ByteStream, LocalFile, StorageUnavailable
 
 _PIECE_SIZE = 1024 * 1024
 
 
-async def chunks_of(delivery: LocalFile) -> AsyncIterator[bytes]:
-    """The bytes of the delivery's span, in pieces of at most 1 MiB, inside the delivery's context.
+def chunks_of(delivery: LocalFile | ByteStream) -> AsyncIterator[bytes]:
+    """The bytes of the delivery's span, inside the delivery's context; of a file in pieces of at most 1 MiB.
 
     Raises:
         StorageUnavailable: the file ended early.
     """
+    return delivery.chunks if isinstance(delivery, ByteStream) else _chunks_of_file(delivery)
+
+
+async def _chunks_of_file(delivery: LocalFile) -> AsyncIterator[bytes]:
     position, stop = delivery.span.start, delivery.span.stop
     while position < stop:
         piece = await asyncio.to_thread(
