@@ -26,9 +26,11 @@ class MeteredBackend:
         self.start = inner.start
         self.close = inner.close
         self.stat = inner.stat
+        self.now = inner.now
         self.version_at_once = inner.version_at_once
         self.deliver = inner.deliver
         self.list = inner.list
+        self.sweep = inner.sweep
         self.uploads = inner.uploads
 
     @property
@@ -54,6 +56,10 @@ class MeteredBackend:
     async def write(self, key: str, content: bytes, *, expect: str | None = None) -> ObjectInfo:
         with self.timed("write"):
             return await self._inner.write(key, content, expect=expect)
+
+    async def touch(self, key: str) -> ObjectInfo:
+        with self.timed("touch"):
+            return await self._inner.touch(key)
 
     async def delete(self, key: str, *, expect: str | None = None) -> None:
         with self.timed("delete"):

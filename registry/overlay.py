@@ -33,6 +33,8 @@ class Overlay:
         self.start = inner.start
         self.close = inner.close
         self.probe = inner.probe
+        self.now = inner.now
+        self.sweep = inner.sweep
         self.deliver = inner.deliver
         self.begin_upload = inner.begin_upload
         self.resume_upload = inner.resume_upload
@@ -68,6 +70,11 @@ class Overlay:
         while self._size > _SIZE_MAX:
             self._forget(next(iter(self._records)))
         return info
+
+    async def touch(self, key: str) -> ObjectInfo:
+        """Only what is kept in memory can be."""
+        kept = self._records.get(key)
+        return await self.stat(key) if kept is None else await self.write(key, kept[0])
 
     async def delete(self, key: str, *, expect: str | None = None) -> None:
         """Only what is kept in memory can go."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from storage_backends.interface import Span
+from storage_backends.interface import Span, SpanChoice
 
 INTERNAL = "_store"
 """First component of what a backend keeps for itself; no key begins with it."""
@@ -53,12 +53,13 @@ def check_note(note: bytes) -> None:
         raise ValueError(f"a note of {len(note)} bytes; at most {_NOTE_SIZE_MAX} are kept")
 
 
-def checked_span(span: Span | None, size: int) -> Span:
-    """`span`, or all of an object.
+def checked_span(choice: SpanChoice, size: int) -> Span:
+    """The span that is chosen of an object.
 
     Raises:
         ValueError: it does not lie inside.
     """
+    span = choice(size) if callable(choice) else choice
     if span is None:
         return Span(0, size)
     if not 0 <= span.start <= span.stop <= size:

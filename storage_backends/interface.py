@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 
@@ -66,6 +66,10 @@ class Span:
     stop: int
 
 
+SpanChoice = Span | Callable[[int], Span | None] | None
+"""A stretch of an object, or what chooses it once the object's size is known; None is all of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """What is known of an object without reading it.
@@ -74,13 +78,14 @@ class ObjectInfo:
         key: where it is.
         size: bytes.
         version: opaque; differs after every write of the key, also of the same bytes. Compare for equality only.
-        modified: seconds since the epoch, by the store's clock.
+        modified: seconds since the epoch, by the store's clock; of what was written a moment ago right to a few seconds. It is
+            no part of what makes two equal: the version is.
     """
 
     key: str
     size: int
     version: str
-    modified: float
+    modified: float = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,20 @@ class UploadInfo:
 
     id: str
     offset: int
+    modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something that a crashed writer left behind.
+
+    Attributes:
+        name: for the log, within the store; never a path of the machine.
+        modified: seconds since the epoch, by the store's clock.
+    """
+
+    name: str
+    size: int
     modified: float
 
 
@@ -111,9 +130,13 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class PresignedUrl:
-    """The bytes are at `url`, for a while; a secret until it is handed over."""
+    """The whole object is at `url`, for a while; whoever wants a stretch of it asks there for a range.
 
-    url: str
+    Attributes:
+        url: lets anybody read; a secret until it is handed over.
+    """
+
+    url: str = field(repr=False)
     size: int
 
 
@@ -206,7 +229,8 @@ class Upload(Protocol):
     async def commit(self, key: str) -> ObjectInfo:
         """Make the bytes visible at `key`, whole and durable, or not at all; the upload has then ended.
 
-        When `key` exists already it keeps its bytes, which the caller knows to be the same, and the upload ends too.
+        When `key` exists already it keeps its bytes, which the caller knows to be the same, is made as new as `touch` makes
+        it, and the upload ends too. When it is deleted in that moment, the upload's own bytes are published.
 
         Raises:
             UploadBusy: an append is under way.
@@ -253,6 +277,13 @@ class StorageBackend(Protocol):
         """Raises: ObjectMissing."""
         ...
 
+    def now(self) -> float:
+        """Seconds since the epoch by the store's clock, the one that `modified` is told by; right to a few seconds.
+
+        Does not wait.
+        """
+        ...
+
     def version_at_once(self, key: str) -> str | None:
         """The version of the object at `key` if that can be told without waiting: "" for absent, None for cannot tell.
 
@@ -269,8 +300,17 @@ class StorageBackend(Protocol):
         """
         ...
 
-    def deliver(self, key: str, span: Span | None = None) -> AbstractAsyncContextManager[Delivery]:
-        """Content at `key`, or `span` of it, ready to leave. `span` must lie inside the object.
+    def deliver(
+        self, key: str, span: SpanChoice = None, *, url_size_min: int | None = None
+    ) -> AbstractAsyncContextManager[Delivery]:
+        """Content at `key`, or `span` of it, ready to leave.
+
+        A backend may remember where content is: what another process removed may be delivered for a minute after that.
+        Whether it is there is for `stat` to say.
+
+        Args:
+            span: must lie inside the object. Its choice is called once, and what it raises goes through.
+            url_size_min: an object of so many bytes may come as its PresignedUrl, whatever `span`; None for never.
 
         Raises:
             ObjectMissing: no such key.
@@ -285,6 +325,16 @@ class StorageBackend(Protocol):
 
         Raises:
             PreconditionFailed: something else is there; nothing was written.
+        """
+        ...
+
+    async def touch(self, key: str) -> ObjectInfo:
+        """Make an object, a record or content, as new as if it was written now.
+
+        Its bytes stay; its version and `modified` change, so that whoever deletes it with the version from before is refused.
+
+        Raises:
+            ObjectMissing: no such key.
         """
         ...
 
@@ -319,6 +369,17 @@ class StorageBackend(Protocol):
 
         Raises:
             UploadMissing: it ended, expired or never was.
+        """
+        ...
+
+    def sweep(self, *, age_s: float, dry_run: bool = False) -> AsyncIterator[Leftover]:
+        """Remove what crashed writers left behind and nobody can reach, if it is older than `age_s`; each as it goes.
+
+        Never what an object or an upload under way needs, whoever writes meanwhile. A read that fails ends it, with nothing
+        more removed.
+
+        Args:
+            dry_run: say what would go, and remove nothing.
         """
         ...
 

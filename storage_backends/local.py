@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -18,19 +19,20 @@ from typing import BinaryIO, Final
 from storage_backends import local_upload
 from storage_backends.checks import check_key, check_prefix, check_upload_id, checked_span
 from storage_backends.interface import (
+    Leftover,
     LocalFile,
     ObjectInfo,
     ObjectMissing,
     ObjectTooLarge,
     PreconditionFailed,
-    Span,
+    SpanChoice,
     StorageBackend,
     StorageError,
     StorageUnavailable,
     Upload,
     UploadInfo,
 )
-from storage_backends.local_folder import Folder, in_its_place, storage_error, translated
+from storage_backends.local_folder import Folder, freshen, in_its_place, storage_error, translated
 from storage_backends.local_listing import Entry, walk
 from storage_backends.local_upload import LocalUpload, Pools, State, object_info
 from storage_backends.threads import Threads
@@ -94,6 +96,9 @@ class LocalBackend:
     async def stat(self, key: str) -> ObjectInfo:
         return self._stat(key)
 
+    def now(self) -> float:
+        return time.time()
+
     def version_at_once(self, key: str) -> str | None:
         try:
             return self._stat(key).version
@@ -124,12 +129,18 @@ class LocalBackend:
                 return await self._threads.run(_read, key, path, size_max, None)
 
     @asynccontextmanager
-    async def deliver(self, key: str, span: Span | None = None) -> AsyncIterator[LocalFile]:
+    async def deliver(
+        self, key: str, span: SpanChoice = None, *, url_size_min: int | None = None
+    ) -> AsyncIterator[LocalFile]:
+        del url_size_min  # the folder is ours alone
         with _opened_object(key, self._path(key)) as (file, status):
             yield LocalFile(file, checked_span(span, status.st_size), status.st_size)
 
     async def write(self, key: str, content: bytes, *, expect: str | None = None) -> ObjectInfo:
         return await self._threads.run(self._write, key, self._path(key), content, expect)
+
+    async def touch(self, key: str) -> ObjectInfo:
+        return await self._threads.run(self._touch, key, self._path(key))
 
     async def delete(self, key: str, *, expect: str | None = None) -> None:
         await self._threads.run(self._delete, key, self._path(key), expect)
@@ -159,6 +170,17 @@ class LocalBackend:
         state = await self._threads.run(local_upload.resume, self._folder, upload_id)
         return LocalUpload(self._folder, self._pools, upload_id, state)
 
+    async def sweep(self, *, age_s: float, dry_run: bool = False) -> AsyncIterator[Leftover]:
+        for leftover in await self._threads.run(self._sweep, time.time() - age_s, dry_run):
+            yield leftover
+
+    def _sweep(self, before: float, dry_run: bool) -> Sequence[Leftover]:  # noqa: FBT001 - by way of a thread
+        with translated("the storage folder"):
+            return [
+                *self._folder.sweep(before=before, dry_run=dry_run),
+                *local_upload.sweep(self._folder, before=before, dry_run=dry_run),
+            ]
+
     async def uploads(self) -> AsyncIterator[UploadInfo]:
         for upload in await self._threads.run(local_upload.look_at_all, self._folder):
             yield upload
@@ -176,6 +198,16 @@ class LocalBackend:
             newer_than = 0 if before is None else before.st_mtime_ns
             after = self._folder.replace(path, content, newer_than=newer_than, is_new=before is None)
         return object_info(key, after)
+
+    def _touch(self, key: str, path: str) -> ObjectInfo:
+        """Not synced: the bytes are durable already. What a power cut takes back is an age, for the sake of something that was not
+        written yet; whoever goes on with that after it asks once more.
+        """
+        with translated(key), self._folder.locked(key):
+            before = _record_status(path)
+            if before is None:
+                raise ObjectMissing(f"no object {key}")
+            return object_info(key, freshen(path, before))
 
     def _delete(self, key: str, path: str, expect: str | None) -> None:
         with translated(key), self._folder.locked(key):

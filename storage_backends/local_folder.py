@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import secrets
 import shutil
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from storage_backends.checks import INTERNAL
-from storage_backends.interface import StorageError, StorageFull, StorageUnavailable
+from storage_backends.interface import Leftover, StorageError, StorageFull, StorageUnavailable
 
 LAYOUT_VERSION: Final = 1
 # Far longer than any change takes; whoever waits longer meets a disk that hangs, and should say so.
@@ -103,7 +104,7 @@ class Folder:
                 self.settle(folder)
             self._check_layout()
             self.sync_folder(os.path.dirname(self.root))
-            self._sweep()
+            self.sweep(before=math.inf)
             self._check_links()
         except (FileExistsError, NotADirectoryError) as error:
             raise StorageUnavailable("the storage folder is not a folder; choose another") from error
@@ -147,19 +148,35 @@ class Folder:
                 ) from error
             os.unlink(linked)
 
-    def _sweep(self) -> None:
-        """Remove what processes that are gone left in tmp/: what nobody holds the lock of."""
+    def sweep(self, *, before: float, dry_run: bool = False) -> list[Leftover]:
+        """Remove what processes that are gone left in tmp/ before a moment: what nobody holds the lock of."""
         with os.scandir(self._temporary) as entries:
             paths = [entry.path for entry in entries]
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                if stat.S_ISLNK(os.lstat(path).st_mode):
+        return [
+            left for path in paths if (left := self._sweep_one(path, before, dry_run=dry_run)) is not None
+        ]
+
+    def _sweep_one(self, path: str, before: float, *, dry_run: bool) -> Leftover | None:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(path)
+            if status.st_mtime >= before:
+                return None
+            left = Leftover(self.name_of(path), size_of(path), status.st_mtime)
+            if stat.S_ISLNK(status.st_mode):
+                if not dry_run:
                     os.unlink(path)
-                    continue
-                # Without O_NONBLOCK a stray FIFO would keep us here.
-                with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as descriptor:
-                    if try_lock(descriptor):
+                return left
+            # Without O_NONBLOCK a stray FIFO would keep us here.
+            with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as descriptor:
+                if try_lock(descriptor):
+                    if not dry_run:
                         remove(path)
+                    return left
+        return None
+
+    def name_of(self, path: str) -> str:
+        """What may be told of a path below the root."""
+        return os.path.relpath(path, self.root)
 
     def settle(self, folder: str) -> None:
         """Make sure `folder` exists and will after a power cut: every new entry above it is made durable too (D2).
@@ -257,30 +274,23 @@ class Folder:
                 raise
             return os.fstat(descriptor)
 
-    def publish(self, data: int, directory: int, path: str) -> os.stat_result:
-        """Give the file `data` in `directory` the name `path` too, durably; what is there already stays (D6).
+    def publish(self, data: int, directory: int, key: str) -> os.stat_result:
+        """Give the file `data` in `directory` the name of `key` too, durably; what is there already stays (D6), freshened.
 
         Two fsyncs, of the file and of the folder of `path` (D2): also when the name was there, for whoever gave it may
         not have come as far as its fsync.
 
-        Returns: of the file that is now at `path`.
+        Returns: of the file that is now there.
         """
         os.fchmod(data, 0o444)
-        os.utime(data)
+        # Now, to the nanosecond: the kernel's own "now" stands still for milliseconds, in which a file may come and go.
+        now = time.time_ns()
+        os.utime(data, ns=(now, now))
         self.sync(data)
+        path = f"{self.root}/{key}"
         above = os.path.dirname(path)
         self.settle(above)
-        is_new = True
-        try:
-            try:
-                os.link("data", path, src_dir_fd=directory)
-            except FileNotFoundError:
-                self.unsettle()
-                self.settle(above)
-                os.link("data", path, src_dir_fd=directory)
-        except FileExistsError:
-            is_new = False
-            self._check_same_size(data, path)
+        is_new = self._link_or_freshen(data, directory, key)
         try:
             self.sync_folder(above)
             return os.lstat(path)
@@ -288,6 +298,24 @@ class Folder:
             if is_new:
                 os.unlink(path)  # never serve what failed to become durable (D5)
             raise
+
+    def _link_or_freshen(self, data: int, directory: int, key: str) -> bool:
+        """Whether the name is new. Who deletes what was there when we began has either done so or is refused."""
+        path = f"{self.root}/{key}"
+        for _ in range(_ATTEMPTS):
+            try:
+                os.link("data", path, src_dir_fd=directory)
+            except FileNotFoundError:
+                self.unsettle()
+                self.settle(os.path.dirname(path))
+            except FileExistsError:
+                with self.locked(key), contextlib.suppress(FileNotFoundError):
+                    self._check_same_size(data, path)
+                    freshen(path, os.lstat(path))
+                    return False
+            else:
+                return True
+        raise StorageUnavailable(f"{key} appears and vanishes all the time")
 
     def _check_same_size(self, data: int, path: str) -> None:
         found, expected = os.lstat(path).st_size, os.fstat(data).st_size
@@ -350,6 +378,27 @@ class Folder:
                 raise StorageUnavailable("the disk gave back other bytes than were written")
 
 
+def refuse_no_store(root: Path) -> None:
+    """Raises: StorageUnavailable: there is no folder of ours at `root`, or one of a newer layout."""
+    try:
+        found = int((root / INTERNAL / "layout").read_bytes())
+    except (OSError, ValueError) as error:
+        raise StorageUnavailable(
+            f"no storage of a registry here: {INTERNAL}/layout cannot be read ({type(error).__name__})"
+        ) from error
+    if found > LAYOUT_VERSION:
+        raise StorageUnavailable(
+            f"layout {found}, this version reads up to {LAYOUT_VERSION}: run the version that wrote it, or a newer one"
+        )
+
+
+def freshen(path: str, before: os.stat_result) -> os.stat_result:
+    """Give a file whose lock is held a time that is later than the one it had: another version."""
+    modified = max(time.time_ns(), before.st_mtime_ns + 1)
+    os.utime(path, ns=(modified, modified), follow_symlinks=False)
+    return os.lstat(path)
+
+
 @contextmanager
 def opened(path: str, flags: int, *, folder: int | None = None) -> Iterator[int]:
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=folder)
@@ -371,6 +420,14 @@ def write_all(descriptor: int, content: bytes) -> None:
     remaining = memoryview(content)
     while remaining:
         remaining = remaining[os.write(descriptor, remaining) :]
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file, or of all files in a folder. Raises: FileNotFoundError."""
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        with os.scandir(path) as entries:
+            return sum(size_of(entry.path) for entry in entries)
+    return os.lstat(path).st_size
 
 
 def remove(path: str) -> None:

@@ -26,11 +26,19 @@ class Intake:
     """
     Args:
         write: called in a thread with each batch, in order. After it raised it is not called again.
+        queue_size_max: tells how many bytes may wait for it now.
     """
 
-    def __init__(self, threads: Threads, write: Callable[[Sequence[bytes]], None]) -> None:
+    def __init__(
+        self,
+        threads: Threads,
+        write: Callable[[Sequence[bytes]], None],
+        *,
+        queue_size_max: Callable[[], int] = lambda: QUEUE_SIZE_MAX,
+    ) -> None:
         self._threads = threads
         self._write = write
+        self._queue_size_max = queue_size_max
         self._loop = asyncio.get_running_loop()
         self._batch: list[bytes] = []
         self._batch_size = 0
@@ -72,11 +80,11 @@ class Intake:
         return self._batch
 
     async def _wait_for_room(self) -> None:
-        while self._size_in - self._size_out >= QUEUE_SIZE_MAX and self._failure is None:
+        while self._size_in - self._size_out >= self._queue_size_max() and self._failure is None:
             self._room.clear()
             self._is_waiting = True
             # Looked at again: the thread may have made room before it could see that somebody waits.
-            if self._size_in - self._size_out >= QUEUE_SIZE_MAX:
+            if self._size_in - self._size_out >= self._queue_size_max():
                 await self._room.wait()
         self._is_waiting = False
         if self._failure is not None:
@@ -101,5 +109,5 @@ class Intake:
                 return
             self._write(batch)
             self._size_out += size
-            if self._is_waiting and self._size_in - self._size_out <= QUEUE_SIZE_MAX // 2:
+            if self._is_waiting and self._size_in - self._size_out <= self._queue_size_max() // 2:
                 self._loop.call_soon_threadsafe(self._room.set)

@@ -16,7 +16,6 @@ import ctypes
 import errno
 import os
 import sys
-import time
 import weakref
 import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
@@ -28,6 +27,7 @@ from typing import Final, Self
 from storage_backends.checks import check_key, check_note
 from storage_backends.interface import (
     BlockingSource,
+    Leftover,
     ObjectInfo,
     Observer,
     StorageError,
@@ -42,6 +42,7 @@ from storage_backends.local_folder import (
     SyncFailed,
     in_its_place,
     opened,
+    size_of,
     translated,
     try_lock,
     write_all,
@@ -58,8 +59,6 @@ _SYNC_FILE_RANGE_WRITE: Final = 2
 # Larger writes make the kernel take larger folios for its cache. In a virtual machine whose free memory goes back to its
 # host those are the ones that went: a push of 1 GiB took 4.3 s of processor time by 1 MiB, 1.4 s by 256 KiB (ADR 12).
 _WRITE_SIZE: Final = 256 * 1024
-# What a power cut made unreadable is removed when nobody can be in the middle of beginning it any more.
-_UNREADABLE_AGE_S: Final = 3600
 _STATE_SIZE_MAX: Final = 128 * 1024
 
 
@@ -443,7 +442,7 @@ class LocalUpload:
             work = self._open(held)
             try:
                 os.ftruncate(work.data, self.offset)
-                status = self._folder.publish(work.data, work.directory, f"{self._folder.root}/{key}")
+                status = self._folder.publish(work.data, work.directory, key)
             except SyncFailed:
                 work.end()  # nobody knows what is on the disk (D5)
                 raise
@@ -487,17 +486,48 @@ def resume(folder: Folder, upload_id: str) -> State:
 
 
 def look_at_all(folder: Folder) -> list[UploadInfo]:
-    """Uploads under way. Removes what a power cut left of others."""
+    """Uploads under way."""
     found = []
     with translated("the uploads"):
         for upload_id in os.listdir(folder.uploads):
-            try:
+            with contextlib.suppress(UploadMissing):
                 state, modified = _look(folder, upload_id)
-            except UploadMissing:
-                _remove_unreadable(folder, upload_id)
-            else:
                 found.append(UploadInfo(upload_id, state.offset, modified))
     return found
+
+
+def sweep(folder: Folder, *, before: float, dry_run: bool) -> list[Leftover]:
+    """Remove what a power cut left of uploads that had just begun: a folder without a state that can be read.
+
+    Args:
+        before: a moment, by which nothing was changed in it any more.
+    """
+    with translated("the uploads"):
+        found = [_sweep_one(folder, name, before, dry_run=dry_run) for name in os.listdir(folder.uploads)]
+    return [leftover for leftover in found if leftover is not None]
+
+
+def _sweep_one(folder: Folder, upload_id: str, before: float, *, dry_run: bool) -> Leftover | None:
+    path = f"{folder.uploads}/{upload_id}"
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        modified = os.stat(path).st_mtime
+        if modified >= before or _is_readable(folder, upload_id):
+            return None
+        with opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+            if try_lock(descriptor):
+                leftover = Leftover(folder.name_of(path), size_of(path), modified)
+                if not dry_run:
+                    folder.trash(path)
+                return leftover
+    return None
+
+
+def _is_readable(folder: Folder, upload_id: str) -> bool:
+    try:
+        _read_state(folder, upload_id)
+    except UploadMissing:
+        return False
+    return os.path.exists(f"{folder.uploads}/{upload_id}/data")
 
 
 def _look(folder: Folder, upload_id: str) -> tuple[State, float]:
@@ -513,15 +543,6 @@ def _look(folder: Folder, upload_id: str) -> tuple[State, float]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise missing(upload_id) from error
     return _read_state(folder, upload_id), modified
-
-
-def _remove_unreadable(folder: Folder, upload_id: str) -> None:
-    path = f"{folder.uploads}/{upload_id}"
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if os.stat(path).st_mtime < time.time() - _UNREADABLE_AGE_S:
-            with opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-                if try_lock(descriptor):
-                    folder.trash(path)
 
 
 def _read_state(folder: Folder, upload_id: str) -> State:

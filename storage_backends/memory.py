@@ -13,12 +13,13 @@ from storage_backends.checks import check_key, check_note, check_prefix, check_u
 from storage_backends.interface import (
     BlockingSource,
     ByteStream,
+    Leftover,
     ObjectInfo,
     ObjectMissing,
     ObjectTooLarge,
     Observer,
     PreconditionFailed,
-    Span,
+    SpanChoice,
     StorageBackend,
     Upload,
     UploadBusy,
@@ -69,6 +70,9 @@ class MemoryBackend:
     async def stat(self, key: str) -> ObjectInfo:
         return self._object(key).info
 
+    def now(self) -> float:
+        return time.time()
+
     def version_at_once(self, key: str) -> str | None:
         check_key(key)
         return self._objects[key].info.version if key in self._objects else ""
@@ -80,15 +84,18 @@ class MemoryBackend:
         return found.content, found.info
 
     @asynccontextmanager
-    async def deliver(self, key: str, span: Span | None = None) -> AsyncIterator[ByteStream]:
+    async def deliver(
+        self, key: str, span: SpanChoice = None, *, url_size_min: int | None = None
+    ) -> AsyncIterator[ByteStream]:
+        del url_size_min  # nobody else can read this memory
         found = self._object(key)
-        span = checked_span(span, found.info.size)
+        wanted = checked_span(span, found.info.size)
 
         async def chunks() -> AsyncIterator[bytes]:
-            for start in range(span.start, span.stop, _CHUNK_SIZE):
-                yield found.content[start : min(start + _CHUNK_SIZE, span.stop)]
+            for start in range(wanted.start, wanted.stop, _CHUNK_SIZE):
+                yield found.content[start : min(start + _CHUNK_SIZE, wanted.stop)]
 
-        yield ByteStream(chunks(), span, found.info.size)
+        yield ByteStream(chunks(), wanted, found.info.size)
 
     async def write(self, key: str, content: bytes, *, expect: str | None = None) -> ObjectInfo:
         check_key(key)
@@ -97,6 +104,9 @@ class MemoryBackend:
         if expect is not None and expect != version:
             raise PreconditionFailed(f"{key} is not the expected version")
         return self._put(key, bytes(content))
+
+    async def touch(self, key: str) -> ObjectInfo:
+        return self._put(key, self._object(key).content)
 
     async def delete(self, key: str, *, expect: str | None = None) -> None:
         check_key(key)
@@ -128,6 +138,13 @@ class MemoryBackend:
         if content is None:
             raise UploadMissing(f"no upload {upload_id}")
         return _MemoryUpload(self, upload_id, content)
+
+    async def sweep(self, *, age_s: float, dry_run: bool = False) -> AsyncIterator[Leftover]:
+        """What crashes is gone whole."""
+        del age_s, dry_run
+        leftovers: tuple[Leftover, ...] = ()
+        for leftover in leftovers:
+            yield leftover
 
     async def uploads(self) -> AsyncIterator[UploadInfo]:
         for upload_id, content in list(self._uploads.items()):
@@ -219,7 +236,8 @@ class _MemoryUpload:
         check_key(key)
         self._claim()
         existing = self._backend._objects.get(key)
-        info = existing.info if existing else self._backend._put(key, b"".join(self._content.pieces))
+        content = existing.content if existing else b"".join(self._content.pieces)
+        info = self._backend._put(key, content)
         del self._backend._uploads[self._id]
         return info
 

@@ -8,36 +8,38 @@ docs/adr/0015-s3.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Final, TypeVar, cast
 
-from storage_backends import s3_probe
+from storage_backends import s3_probe, s3_sweep
 from storage_backends.checks import (
     INTERNAL,
     KEY_SIZE_MAX,
     check_key,
     check_prefix,
     check_upload_id,
-    checked_span,
 )
 from storage_backends.interface import (
     ByteStream,
+    Leftover,
     ObjectInfo,
     ObjectMissing,
     ObjectTooLarge,
-    Span,
+    PresignedUrl,
+    SpanChoice,
     StorageBackend,
-    StorageUnavailable,
     Upload,
     UploadInfo,
 )
 from storage_backends.s3_client import Listed, S3Client, S3Settings
+from storage_backends.s3_delivery import Deliveries
 from storage_backends.s3_errors import InTheWay, below
 from storage_backends.s3_format import POINTER, TAIL_SIZE, UPLOADS, Found, may_be_pointer, record_to_bytes
+from storage_backends.s3_listing import pages
 from storage_backends.s3_parts import PART_COUNT_MAX, PART_SIZE_MAX, PART_SIZE_MIN, Holding
 from storage_backends.s3_records import Records
-from storage_backends.s3_stream import SegmentStream
 from storage_backends.s3_upload import S3Upload, Workshop
 from storage_backends.threads import Threads
 
@@ -52,8 +54,6 @@ _SENDERS: Final = 24
 _READERS: Final = 24
 # Folders known not to be objects; a key of a registry has five.
 _FOLDERS_MAX: Final = 10_000
-# Greater than every key of ours and smaller than every other that comes behind them.
-_BEHIND_INTERNAL: Final = f"{INTERNAL}/~"
 # Pointers are small; one to a TiB has 4 segments.
 _POINTER_SIZE_MAX: Final = 64 * 1024
 
@@ -79,6 +79,7 @@ class S3Backend:
         self._readers = Threads(_READERS, "s3-read")
         self._folders: dict[str, None] = {}
         self._opened: Workshop | None = None
+        self._outgoing: Deliveries | None = None
 
     @property
     def _workshop(self) -> Workshop:
@@ -93,9 +94,15 @@ class S3Backend:
     def _records(self) -> Records:
         return self._workshop.records
 
+    @property
+    def _deliveries(self) -> Deliveries:
+        assert self._outgoing is not None, "start comes first"
+        return self._outgoing
+
     async def start(self) -> None:
         """Raises: StorageUnavailable: also when the store breaks a promise that several processes need."""
         self._opened = await self._threads.run(self._open)
+        self._outgoing = Deliveries(self._client, self._records, self._threads, self._readers, self._settings)
         await self._threads.run(s3_probe.check_promises, self._client)
 
     def _open(self) -> Workshop:
@@ -126,6 +133,9 @@ class S3Backend:
         check_key(key)
         return (await self._threads.run(self._records.look, key)).info
 
+    def now(self) -> float:
+        return self._client.now()
+
     def version_at_once(self, key: str) -> str | None:
         check_key(key)
         return None
@@ -140,40 +150,22 @@ class S3Backend:
         if found.tail.size > size_max:
             raise ObjectTooLarge(f"{key} has {found.tail.size} bytes, at most {size_max} were wanted")
         if found.tail.kind == POINTER:
-            async with self._delivered(found, Span(0, found.tail.size)) as delivery:
-                return b"".join([chunk async for chunk in delivery.chunks]), found.info
+            return await self._deliveries.read(found), found.info
         return stored[:-TAIL_SIZE], found.info
 
-    @asynccontextmanager
-    async def deliver(self, key: str, span: Span | None = None) -> AsyncIterator[ByteStream]:
+    def deliver(
+        self, key: str, span: SpanChoice = None, *, url_size_min: int | None = None
+    ) -> AbstractAsyncContextManager[ByteStream | PresignedUrl]:
         check_key(key)
-        found = await self._threads.run(self._records.look, key)
-        async with self._delivered(found, checked_span(span, found.tail.size)) as delivery:
-            yield delivery
-
-    @asynccontextmanager
-    async def _delivered(self, found: Found, span: Span) -> AsyncIterator[ByteStream]:
-        segments = await self._threads.run(self._records.segments, found)
-        stream = SegmentStream(self._client, self._readers, segments, span)
-        try:
-            try:
-                await stream.begin()
-            except ObjectMissing as error:
-                await self._readers.run(self._refuse_damaged, found)
-                raise ObjectMissing(f"no object {found.key}") from error
-            yield ByteStream(stream.chunks(), span, found.tail.size)
-        finally:
-            await stream.close()
-
-    def _refuse_damaged(self, found: Found) -> None:
-        """Content whose pointer was deleted meanwhile may be gone; other content may not."""
-        if self._records.look(found.key).version == found.version:
-            raise StorageUnavailable(f"the content of {found.key} is gone from the store: restore it")
+        return self._deliveries.deliver(key, span, url_size_min)
 
     async def write(self, key: str, content: bytes, *, expect: str | None = None) -> ObjectInfo:
         """Content that is replaced by a record stays in the bucket as garbage."""
         check_key(key)
-        return await self._threads.run(self._write, key, content, expect)
+        try:
+            return await self._threads.run(self._write, key, content, expect)
+        finally:
+            self._deliveries.forget(key)
 
     def _write(self, key: str, content: bytes, expect: str | None) -> ObjectInfo:
         self._refuse_below_object(key)
@@ -185,30 +177,30 @@ class S3Backend:
         self._folders.pop(key, None)
         return self._records.info_after(key, len(content), version)
 
-    async def delete(self, key: str, *, expect: str | None = None) -> None:
+    async def touch(self, key: str) -> ObjectInfo:
         check_key(key)
-        await self._threads.run(self._delete, key, expect)
+        return await self._threads.run(lambda: self._records.touch(self._records.look(key)))
 
-    def _delete(self, key: str, expect: str | None) -> None:
-        self._records.delete_data(self._records.delete(key, expect=expect) or ())
+    async def delete(self, key: str, *, expect: str | None = None) -> None:
+        """The bytes of content are read for `trash_delay_s` more by those who have begun to, and go with the next sweep."""
+        check_key(key)
+        try:
+            await self._threads.run(lambda: self._records.delete(key, expect=expect))
+        finally:
+            self._deliveries.forget(key)
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         """A request for each 1000 keys, and one for each of them that is content."""
         check_prefix(prefix)
         if prefix.startswith(f"{INTERNAL}/"):
             return
-        is_more = True
-        while is_more:
-            page, is_more = await self._threads.run(self._page, prefix, after)
-            shown = [listed for listed in page if not listed.key.startswith(f"{INTERNAL}/")]
-            after = page[-1].key if page else after
-            if len(shown) < len(page) and after.startswith(f"{INTERNAL}/"):
-                after = _BEHIND_INTERNAL
-            for info in await self._infos_of(shown):
-                yield info
+        async with aclosing(self._pages(prefix, after)) as listing:
+            async for page in listing:
+                for info in await self._infos_of(page):
+                    yield info
 
-    def _page(self, prefix: str, after: str) -> tuple[Sequence[Listed], bool]:
-        return self._client.again(lambda: self._client.list(prefix, after=after))
+    def _pages(self, prefix: str, after: str = "") -> AsyncGenerator[Sequence[Listed], None]:
+        return pages(self._client, self._threads, prefix, after)
 
     async def _infos_of(self, page: Sequence[Listed]) -> Sequence[ObjectInfo]:
         """In the order of the page; what is gone by now is left out."""
@@ -236,15 +228,30 @@ class S3Backend:
         holding = await self._threads.run(Holding.resume, self._client, self._records, upload_id)
         return S3Upload(self._workshop, upload_id, holding)
 
+    async def sweep(self, *, age_s: float, dry_run: bool = False) -> AsyncIterator[Leftover]:
+        """A request for each 1000 objects, and one for each of them that is content: as many as to list all.
+
+        It empties the trash too.
+        """
+        limits = s3_sweep.Limits(
+            leftovers=self._moment_before(age_s), trash=self._moment_before(self._settings.trash_delay_s)
+        )
+        sweeping = s3_sweep.sweep(self._client, self._records, self._threads, limits, dry_run=dry_run)
+        async with aclosing(sweeping) as leftovers:
+            async for leftover in leftovers:
+                yield leftover
+
+    def _moment_before(self, age_s: float) -> float:
+        """What is older than `age_s` was modified before this. Without an age it is everything: the store tells whole seconds."""
+        return self.now() - age_s if age_s > 0 else math.inf
+
     async def uploads(self) -> AsyncIterator[UploadInfo]:
         """A request for each 1000 uploads, and one for each of them."""
-        after, is_more = "", True
-        while is_more:
-            page, is_more = await self._threads.run(self._page, UPLOADS, after)
-            after = page[-1].key if page else after
-            for found in await self._of_all(self._look_if_there, page):
-                if found is not None:
-                    yield UploadInfo(found.key.removeprefix(UPLOADS), found.tail.size, found.modified)
+        async with aclosing(self._pages(UPLOADS)) as listing:
+            async for page in listing:
+                for found in await self._of_all(self._look_if_there, page):
+                    if found is not None:
+                        yield UploadInfo(found.key.removeprefix(UPLOADS), found.tail.size, found.modified)
 
     def _look_if_there(self, listed: Listed) -> Found | None:
         try:

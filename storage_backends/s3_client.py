@@ -6,10 +6,13 @@ What may be repeated is repeated here, by `again`; who makes conditional writes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import base64
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -23,6 +26,8 @@ T = TypeVar("T")
 
 _RETRY_WAIT_MIN_S: Final = 0.05
 _RETRY_WAIT_MAX_S: Final = 3.0
+# Of botocore's notes about one request.
+_ASKED: Final = "asked by the monotonic clock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,9 @@ class S3Settings:
         part_size: bytes of the first parts of content.
         read_timeout_s: without a byte of an answer.
         retry_timeout_s: for how long one request is tried again.
+        url_endpoint: URL of the store as others reach it, for what is handed out; None for `endpoint`.
+        url_life_s: for how long a URL may be used that is handed out, at most.
+        trash_delay_s: for how long the bytes of deleted content stay, for those who read them or hold a URL.
     """
 
     bucket: str
@@ -52,6 +60,9 @@ class S3Settings:
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
     retry_timeout_s: float = 60.0
+    url_endpoint: str | None = None
+    url_life_s: float = 15 * 60.0
+    trash_delay_s: float = 20 * 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,54 @@ class Part:
     number: int
     size: int
     etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Multipart:
+    """A multipart upload that is under way.
+
+    Attributes:
+        key: of the object that it will be.
+        begun: seconds since the epoch, by the store's clock.
+    """
+
+    key: str
+    id: str
+    begun: float
+
+
+class StoreClock:
+    """The store's clock, told by the dates of its answers and carried on by our own monotonic one.
+
+    An answer says that at some moment between its request and itself the store's clock showed a certain second. That bounds the
+    difference of the two clocks: closely when the answer came at once, hardly when it took a minute to come, as the completion of
+    a large upload may. Each answer moves the difference no further than into its bounds. Any thread may tell it of one.
+    """
+
+    def __init__(self) -> None:
+        self._difference: float | None = None
+
+    def learn(self, date: float, *, asked: float, answered: float) -> None:
+        """
+        Args:
+            date: whole seconds since the epoch.
+            asked, answered: of the monotonic clock.
+        """
+        least, most = date - answered, date + 1 - asked
+        known = self._difference
+        self._difference = (least + most) / 2 if known is None else min(max(known, least), most)
+
+    def now(self) -> float:
+        assert self._difference is not None, "no answer has come yet"
+        return time.monotonic() + self._difference
+
+
+class Pieces(Protocol):
+    """What is sent piece by piece, from the beginning each time it is asked for; its length is that of all together."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes | memoryview]: ...
 
 
 class Body:
@@ -113,10 +172,29 @@ class S3Client:
 
     def __init__(self, settings: S3Settings, *, connections: int) -> None:
         self._settings = settings
+        self._clock = StoreClock()
         self._client: Any = _make_client(settings, connections)
+        self._client.meta.events.register("before-call.s3", _note_when_asked)
+        self._client.meta.events.register("after-call.s3", self._learn_time)
+        # No request of ours goes to the address that others use.
+        self._signer: Any = (
+            _make_client(replace(settings, endpoint=settings.url_endpoint), 1)
+            if settings.url_endpoint is not None
+            else self._client
+        )
 
     def close(self) -> None:
         self._client.close()
+        self._signer.close()
+
+    def now(self) -> float:
+        """The store's time, right to two seconds; once it has answered anything."""
+        return self._clock.now()
+
+    def _learn_time(self, *, http_response: Any, context: dict[str, Any], **_: object) -> None:  # noqa: ANN401 - botocore's
+        date = _seconds(http_response.headers.get("date"))
+        if date is not None:
+            self._clock.learn(date, asked=context[_ASKED], answered=time.monotonic())
 
     def again(self, call: Callable[[], T]) -> T:
         """What `call` returns, called until it no longer raises TryAgain, or for `retry_timeout_s`.
@@ -147,6 +225,24 @@ class S3Client:
             answer = self._client.get_object(**self._at(key), **options)
         return Body(answer, f"GetObject {key}")
 
+    def url_of(self, key: str, life_s: int) -> str:
+        """Where anybody can read an object for `life_s`, whole or a range, by a plain GET. Costs no request.
+
+        It begins to count at once, and ends earlier where our own credentials do. What a browser is given is a file of
+        bytes, never a page.
+        """
+        with translated(f"signing a URL of {key}"):
+            url: str = self._signer.generate_presigned_url(
+                "get_object",
+                Params={
+                    **self._at(key),
+                    "ResponseContentType": "application/octet-stream",
+                    "ResponseContentDisposition": "attachment",
+                },
+                ExpiresIn=life_s,
+            )
+        return url
+
     def head(self, key: str) -> Listed:
         """Raises: ObjectMissing."""
         with translated(f"HeadObject {key}"):
@@ -154,7 +250,7 @@ class S3Client:
         modified = float(int(answer["LastModified"].timestamp()))
         return Listed(key, answer["ContentLength"], answer["ETag"].strip('"'), modified)
 
-    def put(self, key: str, content: bytes | bytearray, *, expect: str | None = None) -> str:
+    def put(self, key: str, content: bytes | Pieces, *, expect: str | None = None) -> str:
         """Write an object, once; its version.
 
         Args:
@@ -168,7 +264,7 @@ class S3Client:
         try:
             with translated(f"PutObject {key}"):
                 answer = self._client.put_object(
-                    **self._at(key), Body=content, **condition, **self._encryption()
+                    **self._at(key), Body=content, **condition, **_checksum_of(content), **self._encryption()
                 )
         except ObjectMissing as error:  # S3's answer to If-Match where there is nothing
             raise PreconditionFailed(f"{key} is gone") from error
@@ -187,12 +283,26 @@ class S3Client:
             answer = self._client.list_objects_v2(Bucket=bucket, Prefix=root + prefix, **start)
         return [_listed(entry, root) for entry in answer.get("Contents", ())], bool(answer["IsTruncated"])
 
+    def list_uploads(
+        self, prefix: str, *, after: Multipart | None = None
+    ) -> tuple[Sequence[Multipart], Multipart | None]:
+        """A page of the multipart uploads whose keys begin with `prefix`; behind which one to go on, None if there is no more."""
+        root, bucket = self._settings.prefix, self._settings.bucket
+        start = {} if after is None else {"KeyMarker": root + after.key, "UploadIdMarker": after.id}
+        with translated("ListMultipartUploads"):
+            answer = self._client.list_multipart_uploads(Bucket=bucket, Prefix=root + prefix, **start)
+        page = [
+            Multipart(entry["Key"].removeprefix(root), entry["UploadId"], entry["Initiated"].timestamp())
+            for entry in answer.get("Uploads", ())
+        ]
+        return page, page[-1] if answer.get("IsTruncated") and page else None
+
     def create_upload(self, key: str) -> str:
         with translated(f"CreateMultipartUpload {key}"):
             answer = self._client.create_multipart_upload(**self._at(key), **self._encryption())
         return str(answer["UploadId"])
 
-    def upload_part(self, key: str, upload: str, number: int, content: bytes | bytearray) -> Part:
+    def upload_part(self, key: str, upload: str, number: int, content: Pieces) -> Part:
         """Raises: UploadMissing: it was completed or aborted."""
         with translated(f"UploadPart {key}"):
             answer = self._client.upload_part(
@@ -236,6 +346,8 @@ def _make_client(settings: S3Settings, connections: int) -> Any:  # noqa: ANN401
         },
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
+        # It would refuse a body that is neither bytes nor a file. A file is read 16 KiB at a time.
+        parameter_validation=False,
         max_pool_connections=connections,
         connect_timeout=settings.connect_timeout_s,
         read_timeout=settings.read_timeout_s,
@@ -256,10 +368,25 @@ def _make_client(settings: S3Settings, connections: int) -> Any:  # noqa: ANN401
     return client
 
 
+def _checksum_of(content: object) -> dict[str, str]:
+    """Of a record, so that the store refuses half a one: a writer that is killed closes its connection in good order, and a
+    gateway may take what it has for all there is (versitygw 1.8), in the place of the record that was there."""
+    if not isinstance(content, bytes):
+        return {}  # content under a key that is used once, which nothing names before it is whole
+    return {"ChecksumCRC32": base64.b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()}
+
+
 def _date_of(answer: dict[str, Any]) -> float | None:
     """When the store answered, by its own clock."""
-    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return _seconds(answer["ResponseMetadata"]["HTTPHeaders"].get("date"))
+
+
+def _seconds(date: str | None) -> float | None:
     return None if date is None else parsedate_to_datetime(date).timestamp()
+
+
+def _note_when_asked(*, context: dict[str, Any], **_: object) -> None:
+    context[_ASKED] = time.monotonic()
 
 
 def _listed(entry: dict[str, Any], root: str) -> Listed:

@@ -3,6 +3,7 @@
     record    content                                                tail
     pointer   JSON: where the content is; blanks to a multiple of 512  tail
     upload    JSON; note; bytes not yet in a part                    tail
+    trash     a record: JSON, the keys of bytes whose pointer goes   tail
 
 The tail has what an object store does not tell: the kind; the size that the caller sees, of a record, of the content, of an
 upload so far; and a nonce. Because of the nonce the ETag, a hash of the object in most stores, differs after every write,
@@ -11,11 +12,16 @@ an ETag does not change with it.
 
 A listing tells a size and no kind. Pointers alone have to be asked for theirs, and only what has a multiple of 512 bytes can
 be one; a record that happens to costs one request more.
+
+The key of a data object begins with a mark of the upload that makes it. So whoever sweeps (s3_sweep.py) sees from a list of the
+uploads alone what they may need.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import secrets
 import struct
 from collections.abc import Iterator, Sequence
@@ -36,13 +42,39 @@ POINTER_STEP: Final = 512
 
 UPLOADS: Final = f"{INTERNAL}/uploads/"
 PROBES: Final = f"{INTERNAL}/probe/"
-_DATA: Final = f"{INTERNAL}/data/"
+DATA: Final = f"{INTERNAL}/data/"
+TRASH: Final = f"{INTERNAL}/trash/"
+_DATA_KEY: Final = re.compile(rf"{DATA}([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})")
+_HALF_SIZE: Final = 16
 
 
-def new_data_key() -> str:
+def new_data_key(upload_id: str) -> str:
     """A key for content that was never used and never will be again, so that deleting what is there is always safe."""
-    name = secrets.token_hex(16)
-    return f"{_DATA}{name[:2]}/{name}"
+    return data_key(upload_mark(upload_id) + secrets.token_bytes(_HALF_SIZE))
+
+
+def upload_mark(upload_id: str) -> bytes:
+    """What the ids of all data objects of an upload begin with."""
+    return hashlib.sha256(upload_id.encode()).digest()[:_HALF_SIZE]
+
+
+def mark_of_data(data_id: bytes) -> bytes:
+    return data_id[:_HALF_SIZE]
+
+
+def data_key(data_id: bytes) -> str:
+    name = data_id.hex()
+    return f"{DATA}{name[:2]}/{name}"
+
+
+def data_id(key: str) -> bytes | None:
+    """What tells a data object from all others, in 32 bytes; None of a key that is none of ours."""
+    match = _DATA_KEY.fullmatch(key)
+    return None if match is None else bytes.fromhex(match[2])
+
+
+def new_trash_key() -> str:
+    return TRASH + secrets.token_hex(_HALF_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +143,21 @@ def pointer_to_bytes(segments: Sequence[Segment]) -> tuple[bytes, bytes]:
 def pointer_from_bytes(stored: bytes) -> tuple[Segment, ...]:
     document = json.loads(stored[:-TAIL_SIZE])
     return tuple(Segment(*item) for item in document["segments"])
+
+
+def renewed(stored: bytes) -> tuple[bytes, bytes]:
+    """The same object with another nonce, and that: another version, of the same size."""
+    tail = Tail.from_bytes("", stored)
+    return _with_tail(tail.kind, tail.size, stored[:-TAIL_SIZE])
+
+
+def trash_to_bytes(segments: Sequence[Segment]) -> tuple[bytes, bytes]:
+    """The record that says which bytes go, and its nonce."""
+    return record_to_bytes(json.dumps({"data": [segment.key for segment in segments]}).encode())
+
+
+def trash_from_bytes(stored: bytes) -> tuple[str, ...]:
+    return tuple(json.loads(stored[:-TAIL_SIZE])["data"])
 
 
 def may_be_pointer(stored_size: int) -> bool:

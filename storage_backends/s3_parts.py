@@ -11,8 +11,9 @@ who died holds up nobody. Two rules keep those who do not know of each other fro
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -28,7 +29,7 @@ from storage_backends.interface import (
     UploadBusy,
     UploadMissing,
 )
-from storage_backends.s3_client import Part, S3Client
+from storage_backends.s3_client import Part, Pieces, S3Client
 from storage_backends.s3_format import UPLOADS, Segment, Target, UploadState, new_data_key
 from storage_backends.s3_records import Records
 from storage_backends.threads import Threads
@@ -38,7 +39,9 @@ PART_SIZE_MIN: Final = 5 * 1024 * 1024
 # With one part on its way and one being filled, this is the most that keeps to MEMORY_MAX.
 PART_SIZE_MAX: Final = 32 * 1024 * 1024
 MEMORY_MAX: Final = 64 * 1024 * 1024
-"""Bytes of one upload in parts; what waits to become one (local_intake.py) is 4 MiB more."""
+"""Bytes of parts that one upload holds, or several together; what waits to become one (local_intake.py) comes on top."""
+# Pieces that are smaller than this on the average are put together: each is a system call of its own on its way out.
+_PIECE_SIZE_MIN: Final = 64 * 1024
 _IN_FLIGHT_MAX: Final = 3
 # Parts of one size. Of 16 MiB, then 32 MiB: 281 GiB in the 10 000 parts of one object; what is larger is several objects.
 _GROWS_EVERY: Final = 2000
@@ -58,6 +61,57 @@ def part_size_of(number: int, first_size: int) -> int:
 def in_flight_max(part_size: int) -> int:
     """Parts on their way while one more is filled."""
     return max(1, min(_IN_FLIGHT_MAX, MEMORY_MAX // part_size - 1))
+
+
+class Budget:
+    """Bytes of parts that the uploads of one process hold together.
+
+    An upload that finds it used up makes its part as small as S3 takes, and fills no other while one is on its way. So it is exceeded
+    by at most one such part for each upload, and nobody ever waits for what somebody else holds.
+    """
+
+    def __init__(self, size_max: int = MEMORY_MAX) -> None:
+        self._size_max = size_max
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> None:
+        with self._lock:
+            self._held += size
+
+    def give_back(self, size: int) -> None:
+        with self._lock:
+            self._held -= size
+
+    @property
+    def is_used_up(self) -> bool:
+        return self._held >= self._size_max
+
+
+class Gathered:
+    """The bytes of a part, as they came: no piece is copied. They count while anybody has them."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._pieces: list[bytes | memoryview] = []
+        self._size = 0
+
+    def __del__(self) -> None:
+        self._budget.give_back(self._size)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        return iter(self._pieces)
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._pieces)
+
+    def add(self, piece: bytes | memoryview) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        self._budget.take(len(piece))
 
 
 class Holding:
@@ -87,6 +141,15 @@ class Holding:
     @classmethod
     def resume(cls, client: S3Client, records: Records, upload_id: str) -> Holding:
         """Raises: UploadMissing: it has ended; what is left of it is removed."""
+        holding = cls.read(client, records, upload_id)
+        if holding.saved.is_aborted:
+            holding.abort()
+            raise missing(upload_id)
+        return holding
+
+    @classmethod
+    def read(cls, client: S3Client, records: Records, upload_id: str) -> Holding:
+        """Also what was aborted. Raises: UploadMissing."""
         try:
             read = records.read(UPLOADS + upload_id, _STATE_SIZE_MAX)
         except ObjectMissing as error:
@@ -94,11 +157,7 @@ class Holding:
         if read is None:
             raise StorageUnavailable(f"the state of the upload {upload_id} is larger than it can be")
         stored, found = read
-        holding = cls(client, records, upload_id, UploadState.from_bytes(stored), found.version)
-        if holding.saved.is_aborted:
-            holding.abort()
-            raise missing(upload_id)
-        return holding
+        return cls(client, records, upload_id, UploadState.from_bytes(stored), found.version)
 
     def check(self) -> None:
         """Raises: UploadBusy: somebody else has written; UploadMissing."""
@@ -115,17 +174,17 @@ class Holding:
         self.saved = state
 
     def create_target(self) -> Target:
-        key = new_data_key()
+        key = new_data_key(self._id)
         return Target(key, self._client.again(lambda: self._client.create_upload(key)))
 
-    def upload_part(self, target: Target, number: int, content: bytearray) -> Part:
+    def upload_part(self, target: Target, number: int, content: Pieces) -> Part:
         return self._client.again(
             lambda: self._client.upload_part(target.key, target.multipart, number, content)
         )
 
-    def put_data(self, content: bytes | bytearray) -> Segment:
+    def put_data(self, content: Pieces) -> Segment:
         """Content that is smaller than a part, in one request."""
-        key = new_data_key()
+        key = new_data_key(self._id)
         return Segment(key, len(content), self._client.again(lambda: self._client.put(key, content)))
 
     def complete(self) -> tuple[Segment, ...]:
@@ -135,7 +194,9 @@ class Holding:
             UploadMissing: the upload was aborted.
         """
         assert self.saved.is_sealed or not self.saved.targets
-        return (*self.saved.segments, *(self._complete(target) for target in self.saved.targets))
+        # One without parts is of an appender that died before its first had arrived: nothing can be made of it, and the sweep takes it.
+        filled = [target for target in self.saved.targets if target.parts]
+        return (*self.saved.segments, *(self._complete(target) for target in filled))
 
     def _complete(self, target: Target) -> Segment:
         try:
@@ -175,18 +236,6 @@ class Holding:
         ):  # it says that the upload has ended, or is closing; whoever expires it tries again
             self._client.again(lambda: self._client.delete(self._key))
 
-    def check_segments(self) -> None:
-        """Before a commit is repeated: what it published the first time may have been deleted since, bytes and all.
-
-        Raises:
-            UploadMissing: it was.
-        """
-        for segment in self.saved.segments:
-            try:
-                self._client.again(lambda key=segment.key: self._client.head(key))  # type: ignore[misc]
-            except ObjectMissing as error:
-                raise missing(self._id) from error
-
     def abort(self) -> None:
         """End the upload. May be repeated.
 
@@ -203,9 +252,11 @@ class Holding:
                 self._client.again(
                     lambda target=target: self._client.abort_upload(target.key, target.multipart)  # type: ignore[misc]
                 )
-        # The content of a commit that has begun may be published.
-        if not self.saved.is_closing:
-            self.records.delete_data(self.saved.segments)
+        if self.saved.is_closing:
+            # A commit has begun, and may be about to publish the content. The sweep removes nothing of an upload whose state is
+            # there; it takes the state itself when no commit can be under way any more.
+            return
+        self.records.delete_data(self.saved.segments)
         self.end()
 
     def _current(self) -> str:
@@ -223,14 +274,24 @@ class Appending:
     """One append: bytes become parts as they come, and count when the state that lists them is saved."""
 
     def __init__(
-        self, holding: Holding, pool: Threads, observe: Observer, *, part_size: int, part_count_max: int
+        self,
+        holding: Holding,
+        pool: Threads,
+        budget: Budget,
+        observe: Observer,
+        *,
+        part_size: int,
+        part_count_max: int,
     ) -> None:
         self._holding = holding
         self._pool = pool
         self._observe = observe
         self._part_size = part_size
         self._part_count_max = part_count_max
-        self._buffer = bytearray(holding.saved.rest)
+        self._budget = budget
+        self._gathered = Gathered(budget)
+        if holding.saved.rest:
+            self._gathered.add(holding.saved.rest)
         self._parts: list[tuple[int, Future[Part]]] = []
         self._in_flight: deque[Future[Part]] = deque()
         self._new_size = 0
@@ -245,6 +306,9 @@ class Appending:
         """Raises: StorageUnavailable: somebody else was faster; by now bytes are read that cannot be given back."""
         for piece in batch:
             self._observe(piece)
+        while self._in_flight and self._budget.is_used_up:
+            self._in_flight.popleft().result()
+        for piece in _put_together(batch):
             try:
                 self._take(memoryview(piece))
             except UploadBusy as error:
@@ -253,26 +317,28 @@ class Appending:
 
     def _take(self, piece: memoryview) -> None:
         while piece:
-            room = self._current_part_size() - len(self._buffer)
-            self._buffer += piece[:room]
+            room = max(0, self._current_part_size() - len(self._gathered))
+            self._gathered.add(piece[:room])
             if len(piece) < room:
                 return
             piece = piece[room:]
             self._flush()
 
     def _current_part_size(self) -> int:
+        if self._budget.is_used_up:
+            return PART_SIZE_MIN
         number = self._number if self._number <= self._part_count_max else 1
-        return max(part_size_of(number, self._part_size), len(self._buffer))
+        return part_size_of(number, self._part_size)
 
     def _flush(self) -> None:
         number = self._next_number()
         targets = self._holding.saved.targets
-        while len(self._in_flight) >= in_flight_max(len(self._buffer)):
+        while len(self._in_flight) >= in_flight_max(len(self._gathered)):
             self._in_flight.popleft().result()
-        part = self._pool.begin(self._holding.upload_part, targets[-1], number, self._buffer)
+        part = self._pool.begin(self._holding.upload_part, targets[-1], number, self._gathered)
         self._in_flight.append(part)
         self._parts.append((len(targets) - 1, part))
-        self._buffer = bytearray()
+        self._gathered = Gathered(self._budget)
 
     def _next_number(self) -> int:
         if self._number == self._number_stop:
@@ -306,7 +372,7 @@ class Appending:
         """
         check_note(note)
         try:
-            if len(self._buffer) >= PART_SIZE_MIN:
+            if len(self._gathered) >= PART_SIZE_MIN:
                 self._flush()
             self._holding.save(self._state(note))
         except UploadBusy as error:
@@ -322,10 +388,10 @@ class Appending:
         """
         if self._holding.saved.is_sealed:
             self._holding.unseal()
-        if self._holding.saved.targets and self._buffer:
+        if self._holding.saved.targets and self._gathered:
             self._flush()
         self.drain()
-        own = [self._holding.put_data(self._buffer)] if self._buffer else []
+        own = [self._holding.put_data(self._gathered)] if self._gathered else []
         state = self._state(note)
         closing = replace(state, segments=(*state.segments, *own), rest=b"", is_sealed=True, is_closing=True)
         try:
@@ -343,7 +409,14 @@ class Appending:
         if self._parts:
             # Numbers that were claimed and not used are given back.
             targets[-1] = replace(targets[-1], number_next=self._number)
-        return replace(saved, note=note, targets=tuple(targets), rest=bytes(self._buffer))
+        return replace(saved, note=note, targets=tuple(targets), rest=bytes(self._gathered))
+
+
+def _put_together(batch: Sequence[bytes]) -> Sequence[bytes]:
+    """The same bytes in fewer pieces, where they are small."""
+    if sum(map(len, batch)) >= _PIECE_SIZE_MIN * len(batch):
+        return batch
+    return [b"".join(batch)]
 
 
 def missing(upload_id: str) -> UploadMissing:

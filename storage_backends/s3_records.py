@@ -29,7 +29,10 @@ from storage_backends.s3_format import (
     Segment,
     Tail,
     may_be_pointer,
+    new_trash_key,
     pointer_from_bytes,
+    renewed,
+    trash_to_bytes,
 )
 
 # Of a store's clock (whole seconds) and of what two of its machines may differ by. A write that is older than the
@@ -38,6 +41,8 @@ _CLOCK_DOUBT_S: Final = 3.0
 # A gateway over a file system removes a folder with its last object. Who writes into it at that moment is told that a folder
 # is in the way (versitygw 1.8: 1 write in 100 when four threads write and delete in one folder).
 _IN_THE_WAY_TRIES: Final = 5
+# Of an object that others rewrite between our two requests for it.
+_REWRITTEN_TRIES: Final = 8
 
 
 class Records:
@@ -92,10 +97,28 @@ class Records:
         """
         if found.tail.kind != POINTER:
             return (Segment(found.key, found.tail.size, found.version),)
-        stored = found.end
-        if found.stored_size > len(stored):
-            stored = self._client.again(lambda: self._client.get(found.key, expect=found.version).read())
-        return pointer_from_bytes(stored)
+        return pointer_from_bytes(self._whole(found))
+
+    def segments_of(self, key: str) -> tuple[Segment, ...]:
+        """Where the bytes of content are now; none if there is no content at `key`."""
+        for _ in range(_REWRITTEN_TRIES):
+            with suppress(PreconditionFailed):
+                try:
+                    found = self.look(key)
+                    return self.segments(found) if found.tail.kind == POINTER else ()
+                except ObjectMissing:
+                    return ()
+        raise StorageUnavailable(f"{key} is rewritten by others all the time")
+
+    def _whole(self, found: Found) -> bytes:
+        """All that is stored of an object that was looked at.
+
+        Raises:
+            ObjectMissing, PreconditionFailed: it was rewritten meanwhile.
+        """
+        if found.stored_size == len(found.end):
+            return found.end
+        return self._client.again(lambda: self._client.get(found.key, expect=found.version).read())
 
     def info_of(self, listed: Listed) -> ObjectInfo | None:
         """What `look` would tell of an object that was listed, asking only where that is needed; None if it is gone."""
@@ -168,45 +191,61 @@ class Records:
         raise StorageUnavailable(f"{key}: an answer was lost, and others have written since") from refusal
 
     def info_after(self, key: str, size: int, version: str) -> ObjectInfo:
-        """Of what was just written. S3 does not say when that was: one more request does.
+        """Of what was just written. S3 does not say when that was, and its clock is known."""
+        return ObjectInfo(key, size, version, self._client.now())
 
-        The write is done by now. If others have written since, or the store does not answer, our own clock has to do.
+    def touch(self, found: Found) -> ObjectInfo:
+        """Give an object that was looked at another version, whatever is stored in it.
+
+        When somebody else has written it since, it is new already.
+
+        Raises:
+            ObjectMissing: it was deleted.
         """
-        with suppress(ObjectMissing, StorageUnavailable):
-            found = self.look(key)
-            if found.version == version:
-                return found.info
-        return ObjectInfo(key, size, version, float(int(time.time())))
+        try:
+            stored, nonce = renewed(self._whole(found))
+            version = self.write(found.key, stored, nonce, expect=found.version)
+        except PreconditionFailed:
+            return self.look(found.key).info
+        return self.info_after(found.key, found.tail.size, version)
 
-    def delete(self, key: str, *, expect: str | None = None) -> tuple[Segment, ...] | None:
-        """Remove what is there now, and nothing that is written meanwhile.
-
-        When somebody else writes while we delete, that write came after us: what we found is gone.
-
-        Returns:
-            the content that it pointed to, which nobody refers to any more; None if nothing was removed. A pointer that was
-            rewritten meanwhile may name the same content.
+    def delete(self, key: str, *, expect: str | None = None) -> None:
+        """Remove an object; the bytes that it points to go into the trash.
 
         Raises:
             PreconditionFailed: it is not the version `expect`.
         """
-        try:
-            found = self.look(key)
-            if expect is not None and found.version != expect:
-                raise PreconditionFailed(f"{key} is not the expected version")
-            content = self.segments(found) if found.tail.kind == POINTER else ()
-        except ObjectMissing:
-            return None
-        try:
-            self._client.again(lambda: self._delete_version(key, found.version))
-        except PreconditionFailed:
-            if expect is not None and self.exists(key):
-                raise
-            return None
-        return content
+        for _ in range(_REWRITTEN_TRIES):
+            with suppress(ObjectMissing):
+                found = self.look(key)
+                if expect is not None and found.version != expect:
+                    raise PreconditionFailed(f"{key} is not the expected version")
+                try:
+                    self._delete_found(found)
+                except PreconditionFailed:
+                    if expect is None:
+                        continue
+                    # An answer may have been lost: was it we who removed it?
+                    self.look(key)
+                    raise
+            return
+        raise StorageUnavailable(f"{key} is rewritten by others all the time")
+
+    def _delete_found(self, found: Found) -> None:
+        """Raises: ObjectMissing, PreconditionFailed: it was rewritten meanwhile."""
+        if found.tail.kind == POINTER:
+            # Before the pointer goes: the bytes are never without somebody who names them, however we end.
+            # When it stays after all, the sweep sees that the pointer names them too, and throws the record away alone.
+            self.put_in_trash(self.segments(found))
+        self._client.again(lambda: self._delete_version(found.key, found.version))
+
+    def put_in_trash(self, segments: Sequence[Segment]) -> None:
+        """Let bytes be removed after `trash_delay_s` (s3_sweep.py), unless a pointer names them then."""
+        if segments:
+            self.write(new_trash_key(), *trash_to_bytes(segments), expect="")
 
     def delete_data(self, segments: Sequence[Segment]) -> None:
-        """Remove content that nobody refers to. It is garbage where that fails."""
+        """Remove bytes that no pointer ever named. They are garbage where that fails."""
         for segment in segments:
             with suppress(StorageError):
                 self._client.again(lambda key=segment.key: self._client.delete(key))  # type: ignore[misc]

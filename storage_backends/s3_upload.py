@@ -4,7 +4,8 @@
                                                                    └─abort───► state gone, then parts
 
 Nothing is copied or moved. The answer to a commit takes as long for much content as for little: one completion, and small
-writes. A crash leaves garbage at most: parts or data objects that no state and no pointer names.
+writes. A crash leaves garbage at most: parts or data objects that no state and no pointer names. The state is there before the
+first of them is and until the pointer is, which is what the sweep (s3_sweep.py) goes by.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from storage_backends.interface import (
     UploadBusy,
     UploadMissing,
 )
-from storage_backends.local_intake import Intake
+from storage_backends.local_intake import BATCH_SIZE, QUEUE_SIZE_MAX, Intake
 from storage_backends.s3_client import S3Client
 from storage_backends.s3_errors import InTheWay, below
 from storage_backends.s3_format import POINTER, Segment, pointer_to_bytes
-from storage_backends.s3_parts import Appending, Holding, missing
+from storage_backends.s3_parts import Appending, Budget, Holding, missing
 from storage_backends.s3_records import Records
 from storage_backends.s3_stream import SegmentStream
 from storage_backends.threads import Threads, uncancelled
@@ -51,6 +52,7 @@ class Workshop:
         appenders: that hash, gather, and wait for a part that is on its way.
         senders: each sends a part.
         readers: for content on its way out.
+        budget: of bytes in parts that uploads hold.
         busy: ids of the uploads that somebody in this process appends to or ends right now.
     """
 
@@ -64,6 +66,11 @@ class Workshop:
     part_count_max: int
     refuse_below_object: Callable[[str], None]
     busy: set[str] = field(default_factory=set)
+    budget: Budget = field(default_factory=Budget)
+
+    def queue_size_max(self) -> int:
+        """Bytes that may wait for the part that is being gathered."""
+        return BATCH_SIZE if self.budget.is_used_up else QUEUE_SIZE_MAX
 
     @contextlib.contextmanager
     def occupied(self, upload_id: str) -> Iterator[None]:
@@ -148,7 +155,8 @@ class S3Upload:
         self, chunks: AsyncIterable[bytes], observe: Observer, note: Callable[[], bytes], *, is_last: bool
     ) -> None:
         appending = self._appending(observe)
-        intake = Intake(self._workshop.appenders, appending.write)
+        workshop = self._workshop
+        intake = Intake(workshop.appenders, appending.write, queue_size_max=workshop.queue_size_max)
         try:
             async for chunk in chunks:
                 await intake.put(chunk)
@@ -164,6 +172,7 @@ class S3Upload:
         return Appending(
             self._holding,
             workshop.senders,
+            workshop.budget,
             observe,
             part_size=workshop.part_size,
             part_count_max=workshop.part_count_max,
@@ -232,7 +241,6 @@ class S3Upload:
             self._pending = None
         else:
             self._holding.check()
-            self._holding.check_segments()
         try:
             info = self._publish(key, self._holding.complete())
         except InTheWay as error:
@@ -242,26 +250,37 @@ class S3Upload:
         return info
 
     def _publish(self, key: str, segments: tuple[Segment, ...]) -> ObjectInfo:
-        """Make a pointer to the segments, or keep what is at the key."""
-        stored, nonce = pointer_to_bytes(segments)
+        """Make a pointer to the segments, or keep what is at the key, and leave it new."""
         records = self._workshop.records
         for _ in range(_PUBLISH_TRIES):
+            # Another nonce each time: a pointer of ours that was deleted meanwhile had another version.
+            stored, nonce = pointer_to_bytes(segments)
             try:
                 version = records.write(key, stored, nonce, expect="")
             except PreconditionFailed:
-                with contextlib.suppress(ObjectMissing):
+                with contextlib.suppress(ObjectMissing, PreconditionFailed):
                     return self._kept(key, segments)
             else:
                 return records.info_after(key, sum(segment.size for segment in segments), version)
         raise StorageUnavailable(f"{key} is written and deleted by others all the time")
 
     def _kept(self, key: str, segments: tuple[Segment, ...]) -> ObjectInfo:
-        """Of an object that is there already. Our bytes go, unless it is made of them: a commit that is repeated."""
+        """Of an object that is there already, once it is as new as a touch makes it.
+
+        Our own bytes go then, unless it is made of them: a commit that is repeated. Into the trash, for another process that repeats
+        this commit at the same time may still publish them.
+
+        Raises:
+            ObjectMissing, PreconditionFailed: it was deleted or rewritten in that moment.
+        """
         records = self._workshop.records
         found = records.look(key)
-        if found.tail.kind != POINTER or records.segments(found) != segments:
-            records.delete_data(segments)
-        return found.info
+        is_ours = found.tail.kind == POINTER and records.segments(found) == segments
+        info = records.touch(found)
+        if not is_ours:
+            with contextlib.suppress(StorageError):  # garbage then, which the sweep finds by itself
+                records.put_in_trash(segments)
+        return info
 
     async def abort(self) -> None:
         with self._workshop.occupied(self._id):

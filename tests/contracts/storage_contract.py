@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import cast
 
 import pytest
@@ -152,6 +153,8 @@ class StorageContract:
             with pytest.raises(ObjectMissing):
                 await backend.read(key, size_max=9)
             with pytest.raises(ObjectMissing):
+                await backend.touch(key)
+            with pytest.raises(ObjectMissing):
                 async with backend.deliver(key):
                     pass
             assert backend.version_at_once(key) in {"", None}
@@ -273,6 +276,85 @@ class StorageContract:
             await asyncio.sleep(0)
         await writing
 
+    # -- touching
+
+    @pytest.mark.parametrize("size", [0, 7, 480, 70_000])
+    async def test_a_touch_makes_another_version_of_the_same_bytes(
+        self, backend: StorageBackend, size: int
+    ) -> None:
+        content = bytes(size)
+        written = {
+            "record": await backend.write("record", content),
+            "content": await store_content(backend, "content", content),
+        }
+
+        for key, before in written.items():
+            versions = [before.version] + [(await backend.touch(key)).version for _ in range(5)]
+            touched = await backend.touch(key)
+
+            assert len({*versions, touched.version}) == 7
+            assert touched == await backend.stat(key)
+            assert await backend.read(key, size_max=size) == (content, touched)
+            assert await content_of(backend, key) == content
+
+    async def test_a_touch_makes_an_object_as_new_as_a_write(self, backend: StorageBackend) -> None:
+        await backend.write("record", b"1")
+        await store_content(backend, "content", b"2")
+
+        for key in ("record", "content"):
+            began = backend.now()
+            touched = await backend.touch(key)
+
+            assert abs(touched.modified - began) < 3
+            assert abs((await backend.stat(key)).modified - began) < 3
+
+    async def test_what_was_touched_is_not_deleted_by_who_saw_it_before(
+        self, backend: StorageBackend
+    ) -> None:
+        seen = {
+            "record": await backend.write("record", b"1"),
+            "content": await store_content(backend, "content", b"1"),
+        }
+
+        for key, before in seen.items():
+            touched = await backend.touch(key)
+            with pytest.raises(PreconditionFailed):
+                await backend.delete(key, expect=before.version)
+
+            assert await content_of(backend, key) == b"1"
+            await backend.delete(key, expect=touched.version)
+            with pytest.raises(ObjectMissing):
+                await backend.touch(key)
+        assert await keys_of(backend) == []
+
+    async def test_of_touches_and_deletes_at_once_what_is_left_is_whole_or_gone(
+        self, backend: StorageBackend
+    ) -> None:
+        for attempt in range(5):
+            seen = await store_content(backend, "x", b"content", f"u{attempt}")
+
+            *touches, deleted = await asyncio.gather(
+                *(backend.touch("x") for _ in range(4)),
+                backend.delete("x", expect=seen.version),
+                return_exceptions=True,
+            )
+
+            if deleted is None:
+                assert [type(touched) for touched in touches] == [ObjectMissing] * 4
+                assert await keys_of(backend) == []
+            else:
+                assert isinstance(deleted, PreconditionFailed)
+                assert await backend.stat("x") in touches
+                assert await content_of(backend, "x") == b"content"
+
+    async def test_the_clock_is_that_of_what_was_modified(self, backend: StorageBackend) -> None:
+        before = backend.now()
+        modified = (await backend.write("a", b"")).modified
+        after = backend.now()
+
+        assert before - 3 <= modified <= after + 3
+        assert abs((await backend.stat("a")).modified - modified) < 3
+
     # -- keys
 
     @pytest.mark.parametrize("key", BAD_KEYS, ids=lambda key: ascii(key[:12] + key[255:260]))
@@ -283,6 +365,7 @@ class StorageContract:
             lambda: backend.stat(key),
             lambda: backend.read(key, size_max=1),
             lambda: backend.write(key, b""),
+            lambda: backend.touch(key),
             lambda: backend.delete(key),
             lambda: upload.commit(key),
         ):
@@ -684,7 +767,8 @@ class StorageContract:
 
         second = await store_content(backend, "x", b"content", "u2")
 
-        assert second == first == await backend.stat("x")
+        assert second == await backend.stat("x")
+        assert (second.key, second.size) == (first.key, first.size)
         with pytest.raises(UploadMissing):
             await backend.resume_upload("u2")
 
@@ -693,8 +777,95 @@ class StorageContract:
             *(store_content(backend, "deep/er/x", b"content" * 1000, f"u{index}") for index in range(8))
         )
 
-        assert set(infos) == {await backend.stat("deep/er/x")}
+        assert await backend.stat("deep/er/x") in infos
+        assert {(info.key, info.size) for info in infos} == {("deep/er/x", 7000)}
         assert await content_of(backend, "deep/er/x") == b"content" * 1000
+
+    async def test_a_commit_of_what_is_there_leaves_it_new(self, backend: StorageBackend) -> None:
+        before = await store_content(backend, "x", b"content", "u1")
+
+        await store_content(backend, "x", b"content", "u2")
+
+        with pytest.raises(PreconditionFailed):
+            await backend.delete("x", expect=before.version)
+        assert await content_of(backend, "x") == b"content"
+
+    async def test_what_was_committed_stays_whatever_is_deleted_that_was_seen_before(
+        self, backend: StorageBackend
+    ) -> None:
+        """A collector's delete and a client's upload of the same bytes: whichever comes first, the upload's answer is true."""
+        content = b"content" * 10_000
+        seen = await store_content(backend, "deep/er/x", content, "first")
+
+        async def read() -> None:
+            with suppress(ObjectMissing):
+                assert await content_of(backend, "deep/er/x") == content
+
+        for attempt in range(25):
+            uploads = [await backend.begin_upload(f"u{attempt}-{index}") for index in range(2)]
+            for upload in uploads:
+                await append(upload, content, last=True)
+
+            *committed, _, deleted = await asyncio.gather(
+                *(upload.commit("deep/er/x") for upload in uploads),
+                read(),
+                backend.delete("deep/er/x", expect=seen.version),
+                return_exceptions=True,
+            )
+
+            assert deleted is None or isinstance(deleted, PreconditionFailed)
+            seen = await backend.stat("deep/er/x")
+            assert seen in committed
+            assert await content_of(backend, "deep/er/x") == content
+
+    # -- sweeping
+
+    @pytest.mark.parametrize("dry_run", [False, True])
+    async def test_a_sweep_takes_nothing_of_a_store_that_lives(
+        self, backend: StorageBackend, dry_run: bool
+    ) -> None:
+        await backend.write("record", b"record")
+        await store_content(backend, "content", b"content")
+        await store_content(backend, "content", b"content", "again")
+        begun = await backend.begin_upload("begun", note=b"note")
+        grown = await backend.begin_upload("grown")
+        await append(grown, b"x" * 7_000_000)
+        await append(grown, b"more")
+        read_again = await backend.begin_upload("read-again")
+        await append(read_again, b"y" * 7_000_000)
+        _ = [piece async for piece in read_again.replay()]
+        await append(read_again, b"more")
+        complete = await backend.begin_upload("complete")
+        await append(complete, b"z" * 7_000_000, last=True)
+
+        _ = [leftover async for leftover in backend.sweep(age_s=0, dry_run=dry_run)]
+
+        assert [info.key async for info in backend.list("")] == ["content", "record"]
+        assert await content_of(backend, "content") == b"content"
+        for upload, size in ((begun, 0), (grown, 7_000_004), (read_again, 7_000_004), (complete, 7_000_000)):
+            await upload.commit(f"of/{upload.id}")
+            assert len(await content_of(backend, f"of/{upload.id}")) == size
+
+    async def test_sweeps_take_nothing_of_those_who_write_meanwhile(self, backend: StorageBackend) -> None:
+        async def push(name: str) -> None:
+            for index in range(4):
+                content = f"{name}{index}".encode() * 300_000
+                upload = await backend.begin_upload(f"{name}{index}")
+                await append(upload, content[:1000])
+                await append(upload, content[1000:], last=True)
+                await upload.commit(f"{name}/{index}")
+                await backend.touch(f"{name}/{index}")
+                assert await content_of(backend, f"{name}/{index}") == content
+
+        pushing = asyncio.gather(*(push(name) for name in ("a", "b", "c")))
+        while not pushing.done():
+            _ = [leftover async for leftover in backend.sweep(age_s=0)]
+            await asyncio.sleep(0)
+        await pushing
+
+        for name in ("a", "b", "c"):
+            for index in range(4):
+                assert await content_of(backend, f"{name}/{index}") == f"{name}{index}".encode() * 300_000
 
     async def test_an_abort_ends_the_upload_and_may_be_repeated(self, backend: StorageBackend) -> None:
         upload = await backend.begin_upload("u")

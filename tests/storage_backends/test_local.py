@@ -17,6 +17,7 @@ import pytest
 
 from storage_backends import open_backend
 from storage_backends.interface import (
+    Leftover,
     ObjectMissing,
     StorageBackend,
     StorageFull,
@@ -440,7 +441,7 @@ async def test_folders_removed_behind_our_back_are_made_anew(backend: LocalBacke
     assert await keys_of(backend) == ["a/b/c", "d/e/f"]
 
 
-async def test_an_upload_that_a_power_cut_tore_is_missing_and_removed_when_it_is_old(
+async def test_an_upload_that_a_power_cut_tore_is_missing_and_swept_when_it_is_old(
     backend: LocalBackend, root: Path
 ) -> None:
     for upload_id in ("torn", "empty", "whole"):
@@ -453,11 +454,64 @@ async def test_an_upload_that_a_power_cut_tore_is_missing_and_removed_when_it_is
     for upload_id in ("torn", "empty", "junk"):
         with pytest.raises(UploadMissing):
             await backend.resume_upload(upload_id)
-    assert [upload.id async for upload in backend.uploads()] == ["whole"]
-    assert (uploads / "torn").exists()
-    os.utime(uploads / "torn", (0, 0))
-    assert [upload.id async for upload in backend.uploads()] == ["whole"]
+    for upload_id in ("torn", "whole", "junk"):
+        os.utime(uploads / upload_id, (0, 0))
+
+    for dry_run in (True, False):
+        assert [upload.id async for upload in backend.uploads()] == ["whole"]
+        assert {path.name for path in uploads.iterdir()} == {"torn", "whole", "empty", "junk"}
+        swept = [leftover async for leftover in backend.sweep(age_s=3600, dry_run=dry_run)]
+        assert swept == [Leftover("_store/uploads/torn", 22, 0)]
+
     assert {path.name for path in uploads.iterdir()} == {"whole", "empty", "junk"}
+    assert temporary_files(root) == []
+    assert (await backend.resume_upload("whole")).offset == 7
+
+
+async def test_a_sweep_removes_what_the_dead_left_and_nothing_that_is_young_or_in_use(
+    backend: LocalBackend, root: Path
+) -> None:
+    temporary = root / "_store" / "tmp"
+    (temporary / "dead-upload").mkdir()
+    (temporary / "dead-upload" / "data").write_bytes(b"12345")
+    for name in ("dead", "alive", "young"):
+        (temporary / name).write_bytes(b"123")
+    for name in ("dead", "alive", "dead-upload"):
+        os.utime(temporary / name, (1000, 1000))
+    dead = {Leftover("_store/tmp/dead", 3, 1000), Leftover("_store/tmp/dead-upload", 5, 1000)}
+    with (temporary / "alive").open("rb") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+
+        would_go = {leftover async for leftover in backend.sweep(age_s=3600, dry_run=True)}
+        assert len(temporary_files(root)) == 4
+        went = {leftover async for leftover in backend.sweep(age_s=3600)}
+
+        assert would_go == went == dead
+        assert {path.name for path in temporary_files(root)} == {"alive", "young"}
+
+
+async def test_content_that_was_touched_stays_read_only_and_keeps_its_file(
+    backend: LocalBackend, root: Path
+) -> None:
+    await store_content(backend, "x", b"content")
+    before = (root / "x").stat()
+
+    await backend.touch("x")
+
+    after = (root / "x").stat()
+    assert (after.st_ino, after.st_mode & 0o777) == (before.st_ino, 0o444)
+
+
+async def test_a_version_grows_also_when_the_clock_goes_back(backend: LocalBackend, root: Path) -> None:
+    await backend.write("record", b"1")
+    await store_content(backend, "content", b"1")
+
+    for key in ("record", "content"):
+        os.utime(root / key, (4_000_000_000, 4_000_000_000))
+        versions = [(await backend.stat(key)).version] + [
+            (await backend.touch(key)).version for _ in range(3)
+        ]
+        assert len(set(versions)) == 4
 
 
 async def test_X_23_a_folder_of_somebody_else_is_refused(root: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from kitspec.interface import OciRegistry
 from registry.app import services_of
 from storage_backends.interface import (
+    ObjectInfo,
     ObjectMissing,
     PreconditionFailed,
     Span,
@@ -25,14 +26,26 @@ from storage_backends.interface import (
     UploadMissing,
 )
 from storage_backends.s3 import S3Backend
-from storage_backends.s3_client import S3Client, S3Settings
-from storage_backends.s3_format import PROBES, UPLOADS, pointer_to_bytes, record_to_bytes
+from storage_backends.s3_client import Multipart, S3Client, S3Settings
+from storage_backends.s3_format import (
+    DATA,
+    PROBES,
+    TRASH,
+    UPLOADS,
+    data_id,
+    mark_of_data,
+    new_data_key,
+    record_to_bytes,
+    upload_mark,
+)
 from storage_backends.s3_records import Records
+from storage_backends.s3_sweep import _Run
 from tests.contracts.registry_contract import RegistryContract
 from tests.contracts.storage_contract import (
     Stalled,
     StorageContract,
     append,
+    bytes_of,
     chunks_of,
     content_of,
     ignore,
@@ -117,6 +130,10 @@ def in_bucket(client: S3Client) -> Callable[[], Awaitable[list[str]]]:
         return [entry.key for entry in entries]
 
     return keys
+
+
+async def swept(backend: StorageBackend, *, age_s: float = 0, dry_run: bool = False) -> list[str]:
+    return [leftover.name async for leftover in backend.sweep(age_s=age_s, dry_run=dry_run)]
 
 
 def puts_record(request: Request) -> bool:
@@ -243,10 +260,10 @@ async def test_content_of_many_parts_and_several_objects_is_one(settings: S3Sett
             assert await content_of(backend, "x", span) == content[span.start : span.stop]
 
 
-async def test_a_delete_and_an_abort_leave_nothing_in_the_bucket(
+async def test_a_delete_an_abort_and_a_sweep_leave_nothing_in_the_bucket(
     settings: S3Settings, in_bucket: Callable[[], Awaitable[list[str]]]
 ) -> None:
-    async with opened(settings, part_count_max=2) as backend:
+    async with opened(replace(settings, trash_delay_s=0), part_count_max=2) as backend:
         await store_content(backend, "x", random_bytes(11 * MIB))
         await store_content(backend, "x", random_bytes(11 * MIB), "second")
         upload = await backend.begin_upload("u")
@@ -256,6 +273,7 @@ async def test_a_delete_and_an_abort_leave_nothing_in_the_bucket(
 
         await upload.abort()
         await backend.delete("x")
+        assert await swept(backend) == []
 
     assert await in_bucket() == []
 
@@ -390,8 +408,8 @@ async def test_an_abort_after_a_commit_was_published_takes_nothing_from_it(
     assert await content_of(other, "x") == random_bytes(6 * MIB)
 
 
-async def test_a_commit_is_not_repeated_once_its_content_was_deleted(
-    shaky: StorageBackend, store: FaultyStore, other: StorageBackend
+async def test_a_commit_that_is_repeated_after_its_content_was_deleted_brings_it_back_whole(
+    shaky: StorageBackend, store: FaultyStore, settings: S3Settings
 ) -> None:
     upload = await shaky.begin_upload("u")
     await append(upload, b"content", last=True)
@@ -399,13 +417,16 @@ async def test_a_commit_is_not_repeated_once_its_content_was_deleted(
         Fault.REFUSES if request.method == "DELETE" and request.key.startswith(UPLOADS) else None
     )
     await upload.commit("x")
-    await other.delete("x")
+    async with opened(replace(settings, trash_delay_s=0)) as other:
+        await other.delete("x")
+        assert await swept(other) == []
 
-    with pytest.raises(UploadMissing):
         await (await other.resume_upload("u")).commit("x")
+        assert await swept(other) == []
 
-    with pytest.raises(ObjectMissing):
-        await other.stat("x")
+        assert await content_of(other, "x") == b"content"
+        with pytest.raises(UploadMissing):
+            await other.resume_upload("u")
 
 
 async def test_an_abort_that_was_cut_off_is_ended_by_whoever_finds_it(
@@ -427,27 +448,32 @@ async def test_an_abort_that_was_cut_off_is_ended_by_whoever_finds_it(
     assert await in_bucket() == []
 
 
-async def test_a_delete_takes_no_bytes_of_a_pointer_that_was_rewritten_meanwhile(
-    shaky: StorageBackend, store: FaultyStore, other: StorageBackend, client: S3Client
+@pytest.mark.parametrize("is_expected", [True, False])
+async def test_a_delete_of_content_that_is_touched_in_that_moment_takes_all_of_it_or_nothing(
+    shaky: StorageBackend, store: FaultyStore, settings: S3Settings, is_expected: bool
 ) -> None:
-    await store_content(shaky, "x", b"content")
-    records = Records(client)
-    segments = await asyncio.to_thread(lambda: records.segments(records.look("x")))
-    touched: list[asyncio.Future[str]] = []
+    seen = await store_content(shaky, "x", b"content")
+    async with opened(replace(settings, trash_delay_s=0)) as other:
+        touched: list[asyncio.Future[ObjectInfo]] = []
 
-    def rule(request: Request) -> Fault | None:
-        if request.method != "DELETE":
-            return None
-        if not touched:
-            touching = asyncio.to_thread(records.write, "x", *pointer_to_bytes(segments))
-            touched.append(asyncio.ensure_future(touching))
-        return None if touched[0].done() else Fault.SLOW_DOWN
+        def rule(request: Request) -> Fault | None:
+            if request.method != "DELETE":
+                return None
+            if not touched:
+                touched.append(asyncio.ensure_future(other.touch("x")))
+            return None if touched[0].done() else Fault.SLOW_DOWN
 
-    store.rule = rule
-    await shaky.delete("x")
-
-    assert (await other.stat("x")).version == await touched[0]
-    assert await content_of(other, "x") == b"content"
+        store.rule = rule
+        if is_expected:
+            with pytest.raises(PreconditionFailed):
+                await shaky.delete("x", expect=seen.version)
+            assert await swept(other) == []
+            assert await other.stat("x") == await touched[0]
+            assert await content_of(other, "x") == b"content"
+        else:
+            await shaky.delete("x")
+            with pytest.raises(ObjectMissing):
+                await other.stat("x")
 
 
 async def test_two_processes_that_commit_one_upload_publish_it_once(
@@ -461,6 +487,301 @@ async def test_two_processes_that_commit_one_upload_publish_it_once(
 
     assert sum(isinstance(result, UploadBusy | UploadMissing) for result in results) == 1
     assert await content_of(backend, "x") == content
+
+
+# -- what is left behind
+
+
+async def test_content_that_was_deleted_stays_for_its_readers_and_goes_with_a_sweep_after_that(
+    settings: S3Settings, in_bucket: Callable[[], Awaitable[list[str]]]
+) -> None:
+    content = random_bytes(6 * MIB)
+    async with opened(settings) as patient, opened(replace(settings, trash_delay_s=0)) as hasty:
+        await store_content(patient, "x", content)
+
+        async with patient.deliver("x") as delivery:
+            await hasty.delete("x")
+            assert await swept(patient) == []
+            assert await bytes_of(delivery) == content
+        data, trash = await in_bucket()
+        assert (data[:12], trash[:13]) == ("_store/data/", "_store/trash/")
+
+        assert await swept(hasty, dry_run=True) == []
+        assert await in_bucket() == [data, trash]
+        assert await swept(hasty) == []
+        assert await in_bucket() == []
+
+
+async def test_a_sweep_finds_what_nobody_names_and_leaves_what_is_not_ours(
+    backend: StorageBackend, client: S3Client, in_bucket: Callable[[], Awaitable[list[str]]]
+) -> None:
+    await store_content(backend, "content", b"content")
+    lives = await backend.begin_upload("lives")
+    await append(lives, random_bytes(6 * MIB))
+    others = ["_store/data/ab/short", "_store/data/stray", "_store/later/x", "_store/uploads-x", "_storey"]
+    for key in others:
+        await asyncio.to_thread(client.put, key, b"x")
+    kept = sorted(await in_bucket())
+    orphan, cut_off, probe = new_data_key("dead"), new_data_key("dead"), PROBES + "0/a"
+    await asyncio.to_thread(client.put, orphan, b"x" * 512)
+    await asyncio.to_thread(client.put, probe, b"x")
+    multipart = await asyncio.to_thread(client.create_upload, cut_off)
+    await asyncio.to_thread(client.upload_part, cut_off, multipart, 1, b"x" * 99)
+    leftovers = [probe, orphan, cut_off]
+
+    assert await swept(backend, age_s=3600) == []
+    assert await swept(backend, dry_run=True) == leftovers
+    assert sorted(await in_bucket()) == sorted([*kept, orphan, probe])
+    assert await swept(backend) == leftovers
+
+    assert sorted(await in_bucket()) == kept
+    multiparts, _ = await asyncio.to_thread(client.list_uploads, "")
+    assert [mark_of_data(data_id(each.key) or b"") for each in multiparts] == [upload_mark("lives")]
+    await lives.commit("lives")
+    assert await content_of(backend, "lives") == random_bytes(6 * MIB)
+
+
+async def test_leftovers_are_told_with_their_size_and_age(backend: StorageBackend, client: S3Client) -> None:
+    orphan = new_data_key("dead")
+    await asyncio.to_thread(client.put, orphan, b"x" * 777)
+
+    (leftover,) = [leftover async for leftover in backend.sweep(age_s=0)]
+
+    assert (leftover.name, leftover.size) == (orphan, 777)
+    assert abs(leftover.modified - backend.now()) < 5
+
+
+async def test_a_listing_of_multipart_uploads_is_read_to_its_end(
+    client: S3Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = sorted(new_data_key(f"u{index}") for index in range(5))
+    for key in keys:
+        await asyncio.to_thread(client.create_upload, key)
+    ask = client._client.list_multipart_uploads
+    monkeypatch.setattr(
+        client._client, "list_multipart_uploads", lambda **options: ask(**options, MaxUploads=2)
+    )
+    found: list[Multipart] = []
+    after: Multipart | None = None
+
+    while True:
+        page, after = await asyncio.to_thread(client.list_uploads, DATA, after=after)
+        found += page
+        if after is None:
+            break
+
+    assert [multipart.key for multipart in found] == keys
+
+
+async def test_an_upload_that_was_aborted_in_the_middle_of_a_commit_keeps_its_bytes_until_it_is_old(
+    shaky: StorageBackend,
+    store: FaultyStore,
+    other: StorageBackend,
+    in_bucket: Callable[[], Awaitable[list[str]]],
+) -> None:
+    upload = await shaky.begin_upload("u")
+    await append(upload, b"content", last=True)
+    aborted: list[asyncio.Future[None]] = []
+
+    async def abort() -> None:
+        await (await other.resume_upload("u")).abort()
+        assert await swept(other, age_s=3600) == []
+
+    def rule(request: Request) -> Fault | None:
+        if puts_record(request) and not aborted:
+            aborted.append(asyncio.ensure_future(abort()))
+        return None if not aborted or aborted[0].done() else Fault.SLOW_DOWN
+
+    store.rule = rule
+    await upload.commit("x")
+    await aborted[0]
+
+    assert await content_of(other, "x") == b"content"
+    await swept(other)
+    assert len(await in_bucket()) == 2
+    assert await content_of(other, "x") == b"content"
+
+
+async def named_in_bucket(client: S3Client) -> set[str]:
+    """What may be in the bucket when nothing is under way: objects, and the data that they name."""
+    records = Records(client)
+    entries, _ = await asyncio.to_thread(client.list, "")
+    keys = [entry.key for entry in entries if not entry.key.startswith("_store/")]
+    segments = [await asyncio.to_thread(records.segments_of, key) for key in keys]
+    return {*keys, *(segment.key for some in segments for segment in some)}
+
+
+@pytest.mark.parametrize("ending", ["commit", "abort"])
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("nth", range(18))
+async def test_a_writer_that_dies_at_any_request_leaves_what_another_can_end_and_a_sweep_removes(  # noqa: PLR0917
+    settings: S3Settings, store: FaultyStore, client: S3Client, nth: int, is_there: bool, ending: str
+) -> None:
+    content = random_bytes(11 * MIB)
+    hasty = replace(settings, trash_delay_s=0)
+    async with (
+        opened(hasty) as other,
+        opened(replace(hasty, endpoint=store.url, retry_timeout_s=0.2)) as dying,
+    ):
+        if is_there:
+            await store_content(other, "x", content, "first")
+        number = -1
+
+        def rule(_: Request) -> Fault | None:
+            nonlocal number
+            number += 1
+            return Fault.REFUSES if number >= nth else None
+
+        store.rule = rule
+        is_committed = False
+        with contextlib.suppress(StorageUnavailable):
+            upload = await dying.begin_upload("u")
+            await append(upload, content[: 6 * MIB])
+            await append(upload, content[6 * MIB :], last=True)
+            await upload.commit("x")
+            is_committed = True
+        with contextlib.suppress(UploadMissing):
+            upload = await other.resume_upload("u")
+            await (upload.abort() if ending == "abort" else upload.commit("y"))
+
+        would_go = await swept(other, dry_run=True)
+        assert await swept(other) == would_go
+        await swept(other)
+
+        if is_there or is_committed:
+            assert await content_of(other, "x") == content
+        for key in await keys_of(other):
+            assert content.startswith(await content_of(other, key))
+        entries, _ = await asyncio.to_thread(client.list, "")
+        assert {entry.key for entry in entries} == await named_in_bucket(client)
+        assert await asyncio.to_thread(client.list_uploads, "") == ([], None)
+
+
+@pytest.mark.parametrize("is_deleted_at", [None, "trash", "pointer"])
+async def test_a_delete_that_dies_at_any_request_loses_nothing_and_leaves_nothing(
+    shaky: StorageBackend,
+    store: FaultyStore,
+    settings: S3Settings,
+    client: S3Client,
+    is_deleted_at: str | None,
+) -> None:
+    await store_content(shaky, "x", b"content")
+    store.rule = {
+        None: lambda _: None,
+        "trash": lambda request: Fault.REFUSES if request.key.startswith(TRASH) else None,
+        "pointer": lambda request: Fault.REFUSES if request.method == "DELETE" else None,
+    }[is_deleted_at]
+
+    if is_deleted_at is None:
+        await shaky.delete("x")
+    else:
+        with pytest.raises(StorageUnavailable):
+            await shaky.delete("x")
+
+    async with opened(replace(settings, trash_delay_s=0)) as other:
+        await swept(other)
+        if is_deleted_at is not None:
+            assert await content_of(other, "x") == b"content"
+        entries, _ = await asyncio.to_thread(client.list, "")
+        assert {entry.key for entry in entries} == await named_in_bucket(client)
+        assert len(entries) == (0 if is_deleted_at is None else 2)
+
+
+async def test_a_pointer_that_somebody_removed_by_hand_leaves_bytes_that_a_sweep_finds(
+    backend: StorageBackend, client: S3Client, in_bucket: Callable[[], Awaitable[list[str]]]
+) -> None:
+    await store_content(backend, "x", b"content")
+    await asyncio.to_thread(client.delete, "x")
+    (orphan,) = await in_bucket()
+
+    assert await swept(backend) == [orphan]
+    assert await in_bucket() == []
+
+
+@pytest.mark.parametrize("nth", range(12))
+async def test_a_sweep_whose_reads_fail_removes_nothing(
+    store: FaultyStore,
+    settings: S3Settings,
+    client: S3Client,
+    in_bucket: Callable[[], Awaitable[list[str]]],
+    nth: int,
+) -> None:
+    """A store with something of each kind; the first nine requests of a sweep of it only read."""
+    async with opened(replace(settings, trash_delay_s=0, endpoint=store.url)) as backend:
+        for key in ("kept", "deleted"):
+            await store_content(backend, key, b"content", key)
+        await backend.delete("deleted")
+        await append(await backend.begin_upload("u"), b"content")
+        orphan = new_data_key("dead")
+        await asyncio.to_thread(client.put, orphan, b"x")
+        before = await in_bucket()
+        number = -1
+
+        def rule(_: Request) -> Fault | None:
+            nonlocal number
+            number += 1
+            return Fault.REFUSES if number == nth else None
+
+        store.rule = rule
+        with pytest.raises(StorageUnavailable):
+            await swept(backend)
+
+        if nth < 10:
+            assert await in_bucket() == before
+        store.rule = lambda _: None
+        await swept(backend)
+        assert len(await in_bucket()) == 3
+        assert await content_of(backend, "kept") == b"content"
+
+
+SWEEP_STEPS = ("_look_for_old", "_spare_uploads", "_spare_pointers", "_spare_young_trash", "_empty_trash")
+
+
+@pytest.mark.parametrize("delay_s", [0, 1200])
+@pytest.mark.parametrize("step", SWEEP_STEPS)
+async def test_whatever_others_do_between_two_steps_of_a_sweep_nothing_that_is_needed_goes(
+    settings: S3Settings, monkeypatch: pytest.MonkeyPatch, step: str, delay_s: float
+) -> None:
+    content = random_bytes(6 * MIB)
+    settings = replace(settings, trash_delay_s=delay_s)
+    async with opened(settings) as backend, opened(settings) as other:
+        for key in ("stays", "touched", "deleted", "pushed-again", "replaced"):
+            await store_content(backend, key, content, key)
+        uploads = {name: await other.begin_upload(name) for name in ("commits", "again", "replaces", "grows")}
+        for upload in uploads.values():
+            await append(upload, content, last=upload.id != "grows")
+        late = await other.begin_upload("late")
+
+        async def others() -> None:
+            await other.touch("touched")
+            await other.delete("deleted")
+            await uploads["commits"].commit("committed")
+            await uploads["again"].commit("pushed-again")
+            await other.delete("replaced")
+            await uploads["replaces"].commit("replaced")
+            await append(uploads["grows"], content)
+            await append(late, content, last=True)
+            await late.commit("late")
+            await store_content(other, "quick", content, "quick")
+
+        proceed = getattr(_Run, step)
+
+        async def interrupted(run: _Run) -> None:
+            await others()
+            await proceed(run)
+
+        monkeypatch.setattr(_Run, step, interrupted)
+        await swept(backend)
+        monkeypatch.setattr(_Run, step, proceed)
+        await uploads["grows"].commit("grown")
+        await swept(backend)
+
+        keys = await keys_of(other)
+        assert keys == sorted(
+            ["stays", "touched", "pushed-again", "replaced", "committed", "late", "quick", "grown"]
+        )
+        for key in keys:
+            assert await content_of(other, key) == content * (2 if key == "grown" else 1)
 
 
 # -- answers that are lost
@@ -527,6 +848,21 @@ async def test_a_refused_write_is_refused_also_when_it_was_sent_twice(
         await shaky.write("a", b"2", expect="")
 
     assert (await shaky.read("a", size_max=9))[0] == b"1"
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.LOSES_ANSWER, Fault.FAILS, Fault.SLOW_DOWN], ids=str)
+async def test_a_touch_whose_answer_is_lost_is_done(
+    shaky: StorageBackend, store: FaultyStore, fault: Fault
+) -> None:
+    before = await store_content(shaky, "x", b"content")
+    store.once(fault, puts_record)
+
+    touched = await shaky.touch("x")
+
+    assert store.count(fault) == 1
+    assert touched == await shaky.stat("x")
+    assert touched.version != before.version
+    assert await content_of(shaky, "x") == b"content"
 
 
 @pytest.mark.parametrize("expect", [True, False])
@@ -607,13 +943,14 @@ async def test_content_whose_connection_breaks_is_taken_up_where_it_broke(
 
 
 async def test_content_that_disappears_while_it_is_delivered_never_ends_cleanly(
-    shaky: StorageBackend, store: FaultyStore, other: StorageBackend
+    shaky: StorageBackend, store: FaultyStore, settings: S3Settings
 ) -> None:
     await store_content(shaky, "x", random_bytes(6 * MIB))
     store.once(Fault.TRUNCATES, lambda request: request.key.startswith("_store/data/"))
 
-    async with shaky.deliver("x") as delivery:
+    async with shaky.deliver("x") as delivery, opened(replace(settings, trash_delay_s=0)) as other:
         await other.delete("x")
+        await swept(other)
         with pytest.raises(StorageUnavailable, match="removed while it was read"):
             _ = [chunk async for chunk in delivery.chunks]  # type: ignore[union-attr]
 

@@ -16,12 +16,19 @@ from storage_backends.s3_format import (
     Tail,
     Target,
     UploadState,
+    data_id,
+    data_key,
+    mark_of_data,
     may_be_pointer,
     new_data_key,
     pieces_of,
     pointer_from_bytes,
     pointer_to_bytes,
     record_to_bytes,
+    renewed,
+    trash_from_bytes,
+    trash_to_bytes,
+    upload_mark,
 )
 from storage_backends.s3_parts import MEMORY_MAX, PART_COUNT_MAX, PART_SIZE_MIN, in_flight_max, part_size_of
 
@@ -68,8 +75,56 @@ def test_a_pointer_is_known_by_its_size_and_tells_that_of_the_content(listed: li
     assert pointer_from_bytes(stored) == tuple(listed)
 
 
+@given(segments)
+def test_what_was_renewed_is_the_same_and_yet_another_object(listed: list[Segment]) -> None:
+    stored, nonce = pointer_to_bytes(listed)
+
+    again, other_nonce = renewed(stored)
+
+    assert len(again) == len(stored)
+    assert again[:-TAIL_SIZE] == stored[:-TAIL_SIZE]
+    before, after = Tail.from_bytes("key", stored), Tail.from_bytes("key", again)
+    assert (before.kind, before.size, before.nonce) == (after.kind, after.size, nonce)
+    assert after.nonce == other_nonce != nonce
+
+
+@given(segments)
+def test_what_is_in_the_trash_is_told_as_it_was_put_there(listed: list[Segment]) -> None:
+    assert trash_from_bytes(trash_to_bytes(listed)[0]) == tuple(segment.key for segment in listed)
+
+
+@given(st.text("abc-_0", min_size=1, max_size=64))
+def test_a_data_key_is_new_and_tells_the_upload_that_it_is_of(upload_id: str) -> None:
+    key = new_data_key(upload_id)
+
+    assert key != new_data_key(upload_id)
+    found = data_id(key)
+    assert found is not None
+    assert (len(found), data_key(found)) == (32, key)
+    assert mark_of_data(found) == upload_mark(upload_id)
+    assert mark_of_data(found) != upload_mark(upload_id + "x")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "_store/data/ab/ab",
+        "_store/data/ab/" + "0" * 64,
+        "_store/data/ab/ab" + "0" * 61,
+        "_store/data/ab/ab" + "0" * 63,
+        "_store/data/AB/AB" + "0" * 62,
+        "_store/data/ab" + "0" * 62,
+        "_store/trash/ab/ab" + "0" * 62,
+        "x_store/data/ab/ab" + "0" * 62,
+        "_store/data/ab/ab" + "0" * 62 + "/x",
+    ],
+)
+def test_another_key_is_not_that_of_data(key: str) -> None:
+    assert data_id(key) is None
+
+
 def test_a_pointer_to_one_object_is_read_with_its_tail_in_one_request() -> None:
-    stored, _ = pointer_to_bytes([Segment(new_data_key(), 5 * 1024**4, "0" * 64 + "-10000")])
+    stored, _ = pointer_to_bytes([Segment(new_data_key("u"), 5 * 1024**4, "0" * 64 + "-10000")])
 
     assert len(stored) == POINTER_STEP
 
