@@ -174,7 +174,17 @@ class RequestTimeout(OciError):
 
 
 class TooManyRequests(OciError):
+    """Not so many at once.
+
+    Attributes:
+        retry_after_s: whole seconds before another try may succeed, for `Retry-After`.
+    """
+
     code, status = "TOOMANYREQUESTS", 429
+
+    def __init__(self, message: str, *, retry_after_s: int = 5, detail: object = None) -> None:
+        super().__init__(message, detail=detail)
+        self.retry_after_s = retry_after_s
 
 
 class ServerError(OciError):

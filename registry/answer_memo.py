@@ -3,11 +3,15 @@
 A pull by many nodes is the same request again and again, to the byte. aiohttp spends 80 µs and more on parsing it,
 a task, a response and its headers (docs/adr/0011-answer-memo.md has the measurement); looking it up costs 3 µs.
 A kept answer is given only while every record it was made from still has the version it was read at, so that a tag moved
-by any worker is seen at once. What is not the very same request goes to aiohttp, untouched.
+by any worker is seen at once; and only while its credentials, which are bytes of the request, are still proof of the same identity,
+under the very policy that let it in. What is not the very same request goes to aiohttp, untouched.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
+import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -15,6 +19,9 @@ from time import time
 
 from aiohttp import web
 
+from registry.auth.guard import Guard
+from registry.auth.identity import Identity
+from registry.auth.policy import Policy
 from registry.hosted import Versions
 from storage_backends.interface import StorageBackend
 
@@ -24,28 +31,20 @@ _HEAD_SIZE_MAX = 4 * 1024
 # Of one worker, all answers together.
 _MEMO_SIZE_MAX = 8 * 1024 * 1024
 
-_END_OF_HEAD = b"\r\n\r\n"
-# What makes a request more than its head, or its answer differ from one caller to the next.
-_NOT_SIMPLE = (
-    b"\r\nauthorization:",
-    b"\r\nconnection: close",
-    b"\r\ncontent-length:",
-    b"\r\ncookie:",
-    b"\r\nexpect:",
-    b"\r\ntransfer-encoding:",
-    b"\r\nupgrade:",
-    b"\r\nx-request-id:",
+# One whole request without a body, in one pass and without a step back; and not with what makes its answer differ from one
+# time to the next. Credentials may be in it: whose they are is looked at each time.
+_SIMPLE = re.compile(
+    # [^\n] and not [^\r\n]: for a set of one the engine has a loop that is five times as fast.
+    rb"(?:GET|HEAD) /[^\n]* HTTP/1\.1\r\n"
+    rb"(?:(?!\r\n|(?i:connection: close|content-length:|cookie:|expect:|transfer-encoding:|upgrade:|x-request-id:))"
+    rb"(?P<credentials>(?i:authorization:))?+[^\n]++\n)*+"
+    rb"\r\n"
 )
 
 
 def is_simple(data: bytes) -> bool:
-    """Whether `data` is one whole request without a body, whose answer depends on its bytes and the records alone."""
-    if not data.startswith((b"GET /", b"HEAD /")) or len(data) > _HEAD_SIZE_MAX:
-        return False
-    if data.find(_END_OF_HEAD) != len(data) - len(_END_OF_HEAD):
-        return False
-    head = data.lower()
-    return b" http/1.1\r\n" in head and not any(field in head for field in _NOT_SIMPLE)
+    """Whether `data` is one whole request without a body, whose answer depends on its bytes, the records and the guard alone."""
+    return len(data) <= _HEAD_SIZE_MAX and _SIMPLE.fullmatch(data) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +52,13 @@ class Answer:
     """An answer without its date and its request id, which are put in when it is given.
 
     Attributes:
+        identity, policy: whom it was given to, and what allowed that.
         path, agent: of the request, for the log.
     """
 
     versions: Versions
+    identity: Identity
+    policy: Policy
     head: bytes
     rest: bytes
     path: str
@@ -70,17 +72,32 @@ class Answer:
 class AnswerMemo:
     """One for each worker."""
 
-    def __init__(self, backend: StorageBackend) -> None:
+    def __init__(self, backend: StorageBackend, guard: Guard) -> None:
         self._version = backend.version_at_once
+        self._guard = guard
+        self._secret = secrets.token_bytes(32)
         self._answers: OrderedDict[bytes, Answer] = OrderedDict()
         self._size = 0
         self._date_second = 0
         self._date = b""
 
+    def name(self, data: bytes) -> bytes | None:
+        """What a request is known by, its bytes, or where it has a password in it their keyed hash; None if it is not simple."""
+        match = _SIMPLE.fullmatch(data) if len(data) <= _HEAD_SIZE_MAX else None
+        if match is None:
+            return None
+        if match["credentials"] is None:
+            return data
+        return hashlib.blake2b(data, key=self._secret).digest()
+
     def find(self, request: bytes) -> Answer | None:
-        """The answer to a request, if it is known and still true."""
+        """The answer to the request of this name, if it is known and still true."""
         answer = self._answers.get(request)
         if answer is None:
+            return None
+        guard = self._guard
+        if answer.policy is not guard.policy or not guard.is_still(answer.identity):
+            self._forget(request)
             return None
         for key, version in answer.versions:
             if self._version(key) != version:
@@ -101,10 +118,21 @@ class AnswerMemo:
             answer.rest,
         )
 
-    def keep(self, data: bytes, request: web.BaseRequest, response: web.Response, versions: Versions) -> None:
-        """Remember an answer that was just given to `request`, a GET that came as `data`, for which `is_simple` holds."""
+    def keep(
+        self,
+        name: bytes,
+        request: web.BaseRequest,
+        response: web.Response,
+        versions: Versions,
+        *,
+        identity: Identity,
+        policy: Policy,
+    ) -> None:
+        """Remember an answer that was just given to `request`, a GET of this `name`, by `identity`, which `policy` let in."""
         body = response.body
         if response.status != 200 or not isinstance(body, bytes) or not response.keep_alive:
+            return
+        if policy is not self._guard.policy or not self._guard.is_still(identity):
             return
         fields = [
             f"{name}: {value}\r\n"
@@ -113,6 +141,8 @@ class AnswerMemo:
         ]
         answer = Answer(
             versions,
+            identity,
+            policy,
             ("HTTP/1.1 200 OK\r\n" + "".join(fields)).encode(),
             b"\r\n" + body,
             path=request.rel_url.raw_path,
@@ -120,9 +150,9 @@ class AnswerMemo:
         )
         if answer.size > _ANSWER_SIZE_MAX or any(not self._version(key) for key, _ in versions):
             return
-        self._forget(data)
-        self._answers[data] = answer
-        self._size += answer.size + len(data)
+        self._forget(name)
+        self._answers[name] = answer
+        self._size += answer.size + len(name)
         while self._size > _MEMO_SIZE_MAX:
             self._forget(next(iter(self._answers)))
 

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kitspec.errors import OciError
 from registry import hash_state
 from registry.api.call import Services
+from registry.auth.guard import Guard
+from registry.auth.policy import Policy, granted
 from registry.body import Slots
-from registry.config import S3, Config, Uploadpurging
+from registry.config import S3, Config, Garbagecollection, Redirect, Uploadpurging
 from registry.connection import Connection
 from registry.content_reader import ContentReader
 from registry.derived import DerivedRecords
+from registry.freshness import Freshness
+from registry.garbage import Collected, CollectionBusy, Collector
 from registry.health import Health
 from registry.hosted import HostedRegistry
 from registry.http_limits import Server
+from registry.journal import Follower, Journal
 from registry.kits import Kits
+from registry.layer_access import LayerAccess
 from registry.logs import access_log, log_event
 from registry.member_index import MemberIndexes
 from registry.metered_backend import MeteredBackend
@@ -34,6 +42,9 @@ from storage_backends.interface import StorageBackend, StorageError, StorageUnav
 from storage_backends.local import LocalBackend
 from storage_backends.memory import MemoryBackend
 
+if TYPE_CHECKING:
+    from registry.auth.accounts import Accounts
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,7 +52,7 @@ def make_backend(config: Config) -> StorageBackend:
     """The storage that is configured, not started."""
     storage = config.storage
     if storage.s3 is not None:
-        return _s3_backend(storage.s3)
+        return _s3_backend(storage.s3, storage.redirect)
     if storage.filesystem is None:
         return MemoryBackend()
     limits = config.limits
@@ -52,7 +63,7 @@ def make_backend(config: Config) -> StorageBackend:
     )
 
 
-def _s3_backend(storage: S3) -> StorageBackend:
+def _s3_backend(storage: S3, redirect: Redirect) -> StorageBackend:
     """Raises: StorageUnavailable: boto3 is not installed."""
     try:
         from storage_backends.s3 import S3Backend, S3Settings  # boto3 takes a quarter of a second
@@ -78,6 +89,8 @@ def _s3_backend(storage: S3) -> StorageBackend:
             connect_timeout_s=storage.connecttimeout,
             read_timeout_s=storage.readtimeout,
             retry_timeout_s=storage.retrytimeout,
+            url_endpoint=redirect.endpoint,
+            url_life_s=redirect.expiry,
         )
     )
 
@@ -105,16 +118,21 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
             size_max=limits.blobsize or None,
             indexes=indexes,
         )
+        collection = config.storage.maintenance.garbagecollection
+        freshness = Freshness(backend, grace_s=None if is_read_only else collection.grace)
+        journal = Journal(backend, is_writable=not is_read_only)
         registry = HostedRegistry(
             backend,
             sessions,
             allow_sparse=config.manifests.allowsparse,
             referrers_max=limits.referrerspersubject,
+            freshness=freshness,
+            journal=journal,
             on_manifest_lookup=lambda hit: metrics.manifest_looked_up(hit=hit),
         )
         reader = ContentReader(backend, indexes)
         stack.callback(reader.close)
-        derived = DerivedRecords(records)
+        derived = DerivedRecords(records, freshness)
         kits = Kits(registry, derived, indexes)
         stack.callback(kits.close)
         health = Health(backend, interval_s=driver.interval, threshold=driver.threshold)
@@ -123,16 +141,66 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
         purging = config.storage.maintenance.uploadpurging
         if purging.enabled and not is_read_only:
             await stack.enter_async_context(_running(_purge_uploads(sessions, purging), "purge uploads"))
+        if collection.enabled and not is_read_only:
+            collector = make_collector(config, backend, sessions, journal)
+            await stack.enter_async_context(_running(_collect(collector, collection), "collect"))
+        if config.storage.driver != "inmemory":
+            follower = Follower(
+                journal,
+                on_change=registry.refresh,
+                on_gap=registry.forget,
+                interval_s=config.journal.poll,
+                keep_s=config.journal.keep,
+            )
+            await stack.enter_async_context(_running(follower.run(), "follow the journal"))
+        accounts: Accounts | None = None
+        if config.auth is not None:
+            from registry.auth.accounts import open_accounts  # cryptography takes a tenth of a second
+
+            accounts = await stack.enter_async_context(
+                open_accounts(
+                    config, config.auth, records, metrics, lambda *asked: granted(guard.policy, *asked)
+                )
+            )
+        policy = Policy.from_config(config.http.accessControl, config.auth)
+        guard = Guard(policy, accounts.authenticator if accounts is not None else None)
+        views = Views(registry, records, derived, kits, reader)
         yield Services(
             config=config,
             registry=registry,
             kits=kits,
-            views=Views(registry, records, derived, kits, reader),
+            views=views,
+            layers=LayerAccess(backend, derived, kits, views),
             reader=reader,
             health=health,
             metrics=metrics,
             slots=Slots(backend.source_appends_max),
+            guard=guard,
+            accounts=accounts,
         )
+
+
+def make_collector(
+    config: Config,
+    backend: StorageBackend,
+    sessions: UploadSessions,
+    journal: Journal,
+    *,
+    grace_s: float | None = None,
+) -> Collector:
+    """
+    Args:
+        grace_s: other than the one that is configured.
+    """
+    maintenance = config.storage.maintenance
+    return Collector(
+        backend,
+        sessions,
+        journal,
+        grace_s=maintenance.garbagecollection.grace if grace_s is None else grace_s,
+        upload_age_s=maintenance.uploadpurging.age,
+        journal_keep_s=config.journal.keep,
+    )
 
 
 @asynccontextmanager
@@ -190,6 +258,11 @@ def _tls(config: Config) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimumtls == "tls1.3" else ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     context.load_cert_chain(tls.certificate, tls.key)
+    for path in tls.clientcas:
+        context.load_verify_locations(path)
+    if tls.clientcas:
+        is_required = tls.clientauth == "require-and-verify-client-cert"
+        context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
     return context
 
 
@@ -204,3 +277,38 @@ async def _purge_uploads(sessions: UploadSessions, purging: Uploadpurging) -> No
             for upload in expired:
                 log_event(logger, logging.INFO, "upload.expired", upload=upload, dry_run=purging.dryrun)
         await asyncio.sleep(purging.interval)
+
+
+async def _collect(collector: Collector, collection: Garbagecollection) -> None:
+    """Collect when it is time and nobody else does: each worker of each replica looks, at moments of its own."""
+    while True:
+        await asyncio.sleep(collection.interval / 8 * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+        try:
+            collected = await collector.run_when_due(interval_s=collection.interval)
+        except (StorageError, OciError, CollectionBusy) as error:
+            log_event(logger, logging.WARNING, "collection.failed", reason=str(error))
+        else:
+            if collected is not None:
+                log_event(logger, logging.INFO, "collection.done", **collected.fields())
+
+
+async def collect_once(config: Config, *, grace_s: float | None, dry_run: bool) -> Collected:
+    """Collect what is configured to be served, also while it is.
+
+    Raises:
+        CollectionBusy: somebody else collects.
+        OciError, StorageError: something could not be read.
+    """
+    async with AsyncExitStack() as stack:
+        backend = make_backend(config)
+        stack.push_async_callback(backend.close)
+        await backend.start()
+        limits = config.limits
+        sessions = UploadSessions(
+            backend,
+            count_max=limits.uploads,
+            per_repository_max=limits.uploadsperrepository,
+            size_max=limits.blobsize or None,
+        )
+        collector = make_collector(config, backend, sessions, Journal(backend), grace_s=grace_s)
+        return await collector.run(dry_run=dry_run)

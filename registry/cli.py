@@ -5,7 +5,9 @@ Exit status: 0 done, 1 failed while running, 2 wrong usage or configuration.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
 import importlib.metadata
 import ipaddress
 import json
@@ -15,15 +17,22 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import click
 
+from kitspec.errors import NameInvalid, NameUnknown, OciError
+from kitspec.names import RepositoryName
 from registry.config import Config, Storage
 from registry.config_sources import ConfigInvalid, LoadedConfig, json_schema, load_config
+from registry.config_types import parse_duration
+from registry.garbage import Collected
 from registry.logs import configure_logging, log_event
 from registry.workers import ListenFailed, Serving, serve
+from storage_backends.interface import StorageBackend, StorageError
 
 LOGGER = logging.getLogger(__name__)
 
@@ -56,6 +65,30 @@ class StorageLocation(click.ParamType[dict[str, object]]):
             root = {"storage.s3.rootdirectory": url.path} if url.path.strip("/") else {}
             return {"storage.s3.bucket": url.netloc, **root}
         return self.fail(f"{text!r} is not a folder, file:///FOLDER, s3://BUCKET or memory:", param, ctx)
+
+
+class RepositoryParameter(click.ParamType[RepositoryName]):
+    name = "repository"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> RepositoryName:
+        try:
+            return RepositoryName(str(value))
+        except NameInvalid as error:
+            return self.fail(str(error), param, ctx)
+
+
+class DurationParameter(click.ParamType[float]):
+    """`24h`, `90m`, `10s`, in seconds."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            return self.fail(f"{value!r}: {error}", param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -145,6 +178,172 @@ def verify(context: click.Context, path: Path) -> None:
     print(f"{path}: ok")
 
 
+@main.command("garbage-collect")
+@click.option("--config", "path", type=click.Path(path_type=Path), metavar="FILE", help="As of serve.")
+@click.option("--storage", type=StorageLocation(), metavar="FOLDER|URL", help="As of serve.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and write nothing.")
+@click.option(
+    "--grace",
+    type=DurationParameter(),
+    metavar="TIME",
+    help="Keep what nothing refers to for so long (24h, 90m) after somebody was told that it is here.  "
+    "[default: storage.maintenance.garbagecollection.grace]",
+)
+@click.option(
+    "--offline",
+    is_flag=True,
+    help="No registry serves this storage right now: --grace may be less than what is configured.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+@click.pass_context
+def garbage_collect(  # noqa: PLR0917 - click passes by name
+    context: click.Context,
+    path: Path | None,
+    storage: dict[str, object] | None,
+    dry_run: bool,  # noqa: FBT001 - click's way
+    grace: float | None,
+    offline: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Remove what no manifest refers to: blobs, their links, what was derived, uploads that nobody goes on with.
+
+    Safe while registries serve the same storage; they collect by themselves, too. Each object that goes is a line of the log.
+    """
+    config = _load_or_exit(path, dict(storage or {})).config
+    configure_logging(config.log)
+    promised = config.storage.maintenance.garbagecollection.grace
+    if grace is not None and grace < promised and not offline:
+        raise click.UsageError(
+            f"--grace {grace:g}s is less than the {promised:g}s that registries which serve this storage rely on "
+            "(storage.maintenance.garbagecollection.grace): lower that first, everywhere, or stop them and say --offline"
+        )
+
+    from registry.app import collect_once
+    from registry.garbage import CollectionBusy
+
+    try:
+        collected = asyncio.run(collect_once(config, grace_s=grace, dry_run=dry_run))
+    except (CollectionBusy, OciError, StorageError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print(json.dumps(dataclasses.asdict(collected) | {"dryRun": dry_run}))
+    else:
+        print(_collected_line(collected, dry_run=dry_run))
+    if collected.unreadable:
+        context.exit(EXIT_FAILED)
+
+
+def _collected_line(collected: Collected, *, dry_run: bool) -> str:
+    things = ", ".join(f"{count} {kind}" for kind, count in collected.removed.items() if count) or "nothing"
+    would = "would remove" if dry_run else "removed"
+    line = (
+        f"{would} {things}; {collected.size} bytes of content "
+        f"({collected.repositories} repositories, {collected.manifests} manifests read)"
+    )
+    if collected.unreadable:
+        line += (
+            f"\n{collected.unreadable} manifests cannot be read, and keep all blobs of their repositories: the log names them; "
+            "see `modelkit-registry fsck`"
+        )
+    return line
+
+
+@main.command("fsck")
+@click.option("--config", "path", type=click.Path(path_type=Path), metavar="FILE", help="As of serve.")
+@click.option("--storage", type=StorageLocation(), metavar="FOLDER|URL", help="As of serve.")
+@click.option(
+    "--repository",
+    "names",
+    type=RepositoryParameter(),
+    multiple=True,
+    metavar="NAME",
+    help="Look at this repository and what it links only; may be given again.",
+)
+@click.option("--no-content", is_flag=True, help="Do not read and hash the content itself.")
+@click.option(
+    "--grace",
+    type=DurationParameter(),
+    metavar="TIME",
+    help="Garbage is what nothing refers to and is older than this.  "
+    "[default: storage.maintenance.garbagecollection.grace]",
+)
+@click.option("--json", "as_json", is_flag=True, help="A JSON object for each finding, a summary at the end.")
+@click.pass_context
+def fsck_command(  # noqa: PLR0917 - click passes by name
+    context: click.Context,
+    path: Path | None,
+    storage: dict[str, object] | None,
+    names: tuple[RepositoryName, ...],
+    no_content: bool,  # noqa: FBT001 - click's way
+    grace: float | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Compare everything that is stored with what refers to it, and content with its digest. Changes nothing.
+
+    May run while registries serve the same storage. Exit status 1: something is wrong, or could not be read.
+    """
+    config = _load_or_exit(path, dict(storage or {})).config
+    configure_logging(config.log)
+
+    _refuse_no_storage(config.storage)
+
+    from registry.fsck import Fsck
+    from registry.fsck_report import Report
+
+    async def compare(report: Report) -> None:
+        async with _opened_to_read(config) as backend:
+            fsck = Fsck(
+                backend,
+                grace_s=config.storage.maintenance.garbagecollection.grace if grace is None else grace,
+                allow_sparse=config.manifests.allowsparse,
+                with_content=not no_content,
+                names=names,
+                on_progress=report.progress,
+            )
+            async for finding in fsck.findings():
+                report.tell(finding)
+        report.end(fsck.checked)
+
+    with Report(is_json=as_json) as report:
+        try:
+            asyncio.run(compare(report))
+        except NameUnknown as error:
+            raise click.UsageError(str(error)) from error
+        except StorageError as error:
+            raise click.ClickException(
+                f"the storage cannot be read, and not all was looked at: {error}"
+            ) from error
+    context.exit(EXIT_FAILED if report.has_errors else 0)
+
+
+@asynccontextmanager
+async def _opened_to_read(config: Config) -> AsyncIterator[StorageBackend]:
+    """The storage that is configured, for a command that changes nothing."""
+    from registry.app import make_backend
+
+    backend = make_backend(config)
+    try:
+        # A folder is read as it stands: its start would clean up, and needs a folder that can be written.
+        if config.storage.filesystem is None:
+            await backend.start()
+        yield backend
+    finally:
+        await backend.close()
+
+
+def _refuse_no_storage(storage: Storage) -> None:
+    """A folder that serve would make is none to be looked at."""
+    if storage.filesystem is None:
+        return
+    from storage_backends.local_folder import refuse_no_store
+
+    root = storage.filesystem.rootdirectory
+    try:
+        refuse_no_store(root)
+    except StorageError as error:
+        raise click.ClickException(f"{root}: {error}") from error
+
+
 @main.command()
 def schema() -> None:
     """Print the JSON schema of the configuration."""
@@ -220,12 +419,12 @@ def _announce(config: Config, serving: Serving, *, hints: bool) -> None:
         workers=serving.workers,
         deletes=config.storage.delete.enabled,
     )
-    if not _is_loopback(serving.host):
+    if config.auth is None and config.http.accessControl is None and not _is_loopback(serving.host):
         log_event(
             LOGGER,
             logging.WARNING,
             "serving.open",
-            problem="there are no accounts yet: whoever reaches this address can push, pull and delete",
+            problem="nobody is asked who they are (auth): whoever reaches this address can push, pull and delete",
         )
     if hints or sys.stdout.isatty():
         everywhere = serving.host in {"::", "0.0.0.0"}  # noqa: S104 - compared, not bound

@@ -13,22 +13,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-_DURATION = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{1,9})?(?:ns|us|µs|ms|s|m|h))+", re.ASCII)
-_DURATION_PART = re.compile(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", re.ASCII)
-_SECONDS_OF = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"([0-9]{1,15}) ?([KMGTPkmgtp]i?)?B?", re.ASCII)
-_POWERS = " KMGTP"
+from registry.auth.auth_config import Auth
+from registry.auth.policy_config import AccessControl
+from registry.config_types import Address, Count, FilePath, Networks, Seconds, Section, Size, Timeout
+
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*", re.ASCII)
 _HOST_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+", re.ASCII)
@@ -41,86 +31,6 @@ _PREFIX = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*", re.ASCII)
 WORKERS_AUTOMATIC_MAX = 4
 
 
-def parse_duration(value: object) -> float:
-    """Seconds of a Go duration ("1h30m", "10s", "250ms") or of a plain number, which counts seconds."""
-    if type(value) in {int, float}:
-        seconds = float(value)  # type: ignore[arg-type]
-    elif isinstance(value, str) and _DURATION.fullmatch(value):
-        seconds = sum(float(n) * _SECONDS_OF[unit] for n, unit in _DURATION_PART.findall(value))
-    else:
-        raise ValueError('should be a duration like "10s", "1h30m" or a number of seconds')
-    if not 0 <= seconds < 1e10:
-        raise ValueError("should not be negative, nor longer than three centuries")
-    return seconds
-
-
-def parse_size(value: object) -> int:
-    """Bytes of "4MiB", "10GB", "512" or of a plain number."""
-    if type(value) is int and value >= 0:
-        return value
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
-        number, unit = match.groups()
-        if unit is None:
-            return int(number)
-        base = 1024 if unit[-1] in "iI" else 1000
-        return int(number) * int(base ** _POWERS.index(unit[0].upper()))
-    raise ValueError('should be a size like "4MiB", "10GB" or a number of bytes')
-
-
-def parse_address(value: object) -> str:
-    if isinstance(value, str):
-        host, colon, port = value.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        if (
-            colon
-            and port.isascii()
-            and port.isdigit()
-            and int(port) <= 65535
-            and (bracketed or ":" not in host)
-        ):
-            return value
-    raise ValueError('should be an address like "127.0.0.1:5000", ":5000" or "[::1]:5000"')
-
-
-def _path(value: object) -> Path:
-    if isinstance(value, str | Path) and str(value) and "\0" not in str(value):
-        return Path(value).expanduser()
-    raise ValueError("should be the path of a file or a folder")
-
-
-Seconds = Annotated[
-    float,
-    BeforeValidator(parse_duration),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string", "pattern": _DURATION.pattern}, {"type": "number", "minimum": 0}]}
-    ),
-]
-Timeout = Annotated[Seconds, Field(gt=0)]
-Size = Annotated[
-    int,
-    BeforeValidator(parse_size),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string", "pattern": _SIZE.pattern}, {"type": "integer", "minimum": 0}]}
-    ),
-]
-Count = Annotated[int, Field(gt=0)]
-Address = Annotated[
-    str, BeforeValidator(parse_address), WithJsonSchema({"type": "string", "pattern": ":[0-9]+$"})
-]
-FilePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string"})]
-
-
-class Section(BaseModel):
-    """A mapping of the file. Unknown keys are refused; a key with nothing after it (`delete:`) is its defaults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_is_defaults(cls, value: object) -> object:
-        return {} if value is None else value
-
-
 class Accesslog(Section):
     disabled: bool = False
 
@@ -128,7 +38,7 @@ class Accesslog(Section):
 class Log(Section):
     level: Literal["debug", "info", "warn", "error"] = "info"
     formatter: Literal["text", "json"] = "text"
-    fields: dict[str, str] = {}
+    fields: dict[str, str] = Field(default_factory=dict)
     accesslog: Accesslog = Accesslog()
 
     @field_validator("fields", mode="before")
@@ -211,7 +121,23 @@ class Delete(Section):
 
 
 class Redirect(Section):
+    """Downloads that a store answers itself, by way of a URL that we sign. Only S3 can."""
+
     disable: bool = False
+    # A redirect costs the client a connection to another host, which a megabyte from here does not take as long as.
+    minsize: Size = 1024**2
+    endpoint: str | None = None
+    # Whoever sees the URL can read the blob for so long (security.md's S8 allows a quarter of an hour).
+    expiry: Annotated[Seconds, Field(ge=1, le=15 * 60)] = 15 * 60.0
+    networks: Networks = ()
+    exceptnetworks: Networks = ()
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_is_a_url(cls, value: str | None) -> str | None:
+        if value is not None and not _HOST_URL.fullmatch(value):
+            raise ValueError('should be the store\'s address for clients, like "https://s3.example:9000"')
+        return value
 
 
 class Uploadpurging(Section):
@@ -221,12 +147,20 @@ class Uploadpurging(Section):
     dryrun: bool = False
 
 
+class Garbagecollection(Section):
+    enabled: bool = True
+    # A kit of 400 GB takes nine hours between its first blob and its manifest at 100 Mbit/s.
+    grace: Annotated[Timeout, Field(ge=10)] = 24 * 3600.0
+    interval: Timeout = 24 * 3600.0
+
+
 class Readonly(Section):
     enabled: bool = False
 
 
 class Maintenance(Section):
     uploadpurging: Uploadpurging = Uploadpurging()
+    garbagecollection: Garbagecollection = Garbagecollection()
     readonly: Readonly = Readonly()
 
 
@@ -272,11 +206,17 @@ class Tls(Section):
     certificate: FilePath | None = None
     key: FilePath | None = None
     minimumtls: Literal["tls1.2", "tls1.3"] = "tls1.2"
+    clientcas: list[FilePath] = Field(default_factory=list)
+    clientauth: Literal["require-and-verify-client-cert", "verify-client-cert-if-given"] = (
+        "require-and-verify-client-cert"
+    )
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:
         if (self.certificate is None) != (self.key is None):
             raise ValueError("should have both certificate and key, or neither")
+        if self.clientcas and self.certificate is None:
+            raise ValueError("should have certificate and key beside clientcas")
         return self
 
 
@@ -298,9 +238,10 @@ class Http(Section):
     secret: SecretStr | None = None
     secret_file: FilePath | None = None
     draintimeout: Seconds = 60.0
-    headers: dict[str, list[str]] = {"X-Content-Type-Options": ["nosniff"]}
+    headers: dict[str, list[str]] = Field(default={"X-Content-Type-Options": ["nosniff"]})
     tls: Tls = Tls()
     debug: Debug = Debug()
+    accessControl: AccessControl | None = None  # noqa: N815 - zot's name
 
     @field_validator("host")
     @classmethod
@@ -354,6 +295,12 @@ class Manifests(Section):
     allowsparse: bool = False
 
 
+class Journal(Section):
+    # Older entries are removed by the next collection, unless a reader still needs them.
+    keep: Annotated[Timeout, Field(ge=600)] = 7 * 24 * 3600.0
+    poll: Timeout = 5.0
+
+
 class Hub(Section):
     enabled: bool = True
     root: Literal["auto", "kit"] = "auto"
@@ -402,11 +349,13 @@ class Config(Section):
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     log: Log = Log()
     storage: Storage = Storage(filesystem=Filesystem())
+    auth: Auth | None = None
     http: Http = Http()
     catalog: Catalog = Catalog()
     tags: Tags = Tags()
     health: Health = Health()
     manifests: Manifests = Manifests()
+    journal: Journal = Journal()
     hub: Hub = Hub()
     limits: Limits = Limits()
 
@@ -419,6 +368,24 @@ class Config(Section):
     def _memory_is_not_shared(self) -> Self:
         if self.storage.driver == "inmemory" and self.workers > 1:
             raise ValueError("storage.inmemory is one process's memory: it needs workers: 1")
+        return self
+
+    @model_validator(mode="after")
+    def _auth_fits_http(self) -> Self:
+        if self.auth is not None:
+            has_client_cas = bool(self.http.tls.clientcas)
+            problems = list(self.auth.problems(host=self.http.host, has_client_cas=has_client_cas))
+            if problems:
+                raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _whom_the_policy_names_can_log_in(self) -> Self:
+        access = self.http.accessControl
+        if self.auth is None and access is not None and access.names_anybody:
+            raise ValueError(
+                "http.accessControl names users, groups or a defaultPolicy, and nobody can log in: give auth, or say anonymousPolicy"
+            )
         return self
 
     @property

@@ -19,7 +19,8 @@ import yaml
 from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from registry.config import STORAGE_DRIVERS, Config, Section
+from registry.config import STORAGE_DRIVERS, Config
+from registry.config_types import Section
 
 Tree = dict[Any, Any]
 
@@ -28,10 +29,13 @@ DISTRIBUTION_PREFIX = "REGISTRY_"
 
 # Keys of Distribution's file that people bring along, and what to do about them here.
 _DISTRIBUTION_ONLY = {
-    "auth": "accounts and tokens are not part of this version",
+    "auth.none": "leave auth away: then nobody is asked who they are",
+    "auth.silly": "it lets everybody in who says any password",
+    "auth.token.autoredirect": "say http.host, or auth.token.realm: a client's word for where we are is not taken",
+    "auth.token.autoredirectpath": "say auth.token.realm",
     "compatibility": "schema 1 is not served",
     "http.debug.addr": "metrics are served at http.addr; let a proxy keep /metrics to itself",
-    "http.clientcas": "client certificates are not part of this version",
+    "http.clientcas": "say http.tls.clientcas",
     "http.h2c": "HTTP/1.1 only; leave HTTP/2 to a proxy",
     "http.http2": "HTTP/1.1 only; leave HTTP/2 to a proxy",
     "http.net": "TCP only",
@@ -209,7 +213,9 @@ def _next_key(annotation: object, rest: str) -> tuple[str | int, str]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         lowered = rest.lower()
         known = [
-            field for field in annotation.model_fields if lowered == field or lowered.startswith(field + "_")
+            field
+            for field in annotation.model_fields
+            if lowered == field.lower() or lowered.startswith(f"{field.lower()}_")
         ]
         if not known:
             raise LookupError(_unknown_key(annotation, lowered.partition("_")[0]))

@@ -15,7 +15,6 @@ from aiohttp.http_parser import HttpRequestParser
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
-from registry.answer_memo import is_simple
 from registry.http_limits import LimitedConnection, Server
 from registry.socket_body import SocketBody
 
@@ -35,7 +34,7 @@ class Connection(LimitedConnection):
     """A connection of our server.
 
     Attributes:
-        memorable: the request that is being answered, where its answer may be kept.
+        memorable: the name (`AnswerMemo.name`) of the request that is being answered, where its answer may be kept.
     """
 
     __slots__ = ("_body_left", "_dispatch", "_held", "_held_size", "_is_between", "memorable")
@@ -71,11 +70,12 @@ class Connection(LimitedConnection):
     def _begin(self, data: bytes) -> None:
         """`data` begins with a new request."""
         self.memorable = None
-        if is_simple(data):
+        name = self._dispatch.memo.name(data)
+        if name is not None:
             if self._is_waiting():
-                if self._give_kept_answer(data):
+                if self._give_kept_answer(name):
                     return
-                self.memorable = data
+                self.memorable = name
             super().data_received(data)
             return
         end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
@@ -115,9 +115,9 @@ class Connection(LimitedConnection):
             and self.transport.get_write_buffer_size() == 0
         )
 
-    def _give_kept_answer(self, request: bytes) -> bool:
+    def _give_kept_answer(self, name: bytes) -> bool:
         memo = self._dispatch.memo
-        answer = memo.find(request)
+        answer = memo.find(name)
         if answer is None:
             return False
         identity = secrets.token_hex(8)

@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import secrets
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final, Self
 
 from kitspec.digest import Digest
 from kitspec.errors import ServerError
-from kitspec.kitfile import CONFIG_SIZE_MAX
+from kitspec.kitfile import CONFIG_SIZE_MAX, Section
 from kitspec.names import RepositoryName
 from registry import layout
+from registry.freshness import Freshness
 from registry.hosted import Versions
 from registry.records import RecordCache
 from storage_backends.interface import ObjectMissing, StorageBackend
@@ -42,12 +44,20 @@ class TarRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """Attributes: of: the manifest that it was derived from; content: of a document; recipe: of a tar."""
+    """What was derived.
+
+    Attributes:
+        of: the manifest that it was derived from.
+        content: of a document.
+        recipe: of a tar.
+        sections: of the Kitfile that it is made of; None where nobody has noted them: then it is for those who may read all.
+    """
 
     of: Digest
     media_type: str
     content: bytes = b""
     recipe: TarRecipe | None = None
+    sections: frozenset[Section] | None = None
 
     def to_bytes(self) -> bytes:
         head: dict[str, object] = {
@@ -57,6 +67,8 @@ class Derived:
         }
         if self.recipe is not None:
             head["recipe"] = [self.recipe.index, self.recipe.is_readable]
+        if self.sections is not None:
+            head["sections"] = sorted(self.sections)
         return json.dumps(head).encode() + b"\n" + self.content
 
     @classmethod
@@ -64,14 +76,17 @@ class Derived:
         head, _, content = record.partition(b"\n")
         document = json.loads(head)
         recipe = TarRecipe(*document["recipe"]) if "recipe" in document else None
-        return cls(Digest(document["of"]), document["mediaType"], content, recipe)
+        listed = document.get("sections")
+        sections = frozenset(Section(text) for text in listed) if listed is not None else None
+        return cls(Digest(document["of"]), document["mediaType"], content, recipe, sections)
 
 
 class DerivedRecords:
     """One for each worker."""
 
-    def __init__(self, backend: StorageBackend) -> None:
+    def __init__(self, backend: StorageBackend, freshness: Freshness) -> None:
         self._backend = backend
+        self._freshness = freshness
         self._records: RecordCache[Derived] = RecordCache(
             backend, Derived.from_bytes, record_size_max=_RECORD_SIZE_MAX, size_max=_CACHE_SIZE_MAX
         )
@@ -93,11 +108,22 @@ class DerivedRecords:
                 return found
         return None
 
+    async def each(self, name: RepositoryName, digest: Digest) -> AsyncIterator[Derived]:
+        """All that was derived with this digest: two kits that share a part may derive the same bytes of different sections."""
+        if not await self.are_in(name):
+            return
+        async for info in self._backend.list(layout.view_prefix(name, digest)):
+            if (found := await self._read(name, digest, info.key)) is not None:
+                yield found[0]
+
     async def put(self, name: RepositoryName, digest: Digest, derived: Derived) -> None:
         """Keep what was derived, unless it is kept already."""
         key = layout.view_key(name, digest, derived.of)
         try:
-            await self._backend.stat(key)
+            # Its source may have been gone, and come again while it is collected.
+            await self._freshness.promise().rest_on(await self._backend.stat(key))
+            if derived.sections is not None and (await self._records.get(key)).sections is None:
+                await self._backend.write(key, derived.to_bytes())
         except ObjectMissing:
             if not await self.are_in(name):
                 await self._backend.write(layout.viewed_key(name), b"")

@@ -6,16 +6,19 @@ before tag. A crash at any point leaves at most garbage, never a torn artifact (
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 
 from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
 from kitspec.errors import (
     BlobUnknown,
+    BlobUploadUnknown,
+    Denied,
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestInvalid,
@@ -32,6 +35,8 @@ from kitspec.manifest import MANIFEST_SIZE_MAX, Index, Manifest, parse_manifest,
 from kitspec.media_types import MANIFEST_TYPES, is_index_type
 from kitspec.names import RepositoryName, Tag, fallback_tag, view_of
 from registry import layout
+from registry.freshness import Freshness, Promise
+from registry.journal import Change, Journal
 from registry.records import RecordCache
 from registry.referrer_index import ReferrerIndex
 from registry.storage_errors import translated
@@ -62,6 +67,9 @@ _TAG_RECORD_SIZE_MAX = 16 * 1024
 
 # security.md's L-11: an index of indexes of … deeper than this is no use to anybody.
 INDEX_DEPTH_MAX = 8
+
+# Of what a manifest lists; on a store far away each takes tens of milliseconds.
+_LOOKS_AT_ONCE = 16
 
 # A mount that names no source looks for one in this many repositories; more would make it dearer than an upload.
 _MOUNT_SOURCES_MAX = 1000
@@ -94,6 +102,51 @@ class _ManifestRecord:
         if Digest.of(content, digest.algorithm) != digest:
             raise ServerError(f"manifest {digest} is damaged in the registry's storage")
         return cls(StoredManifest(content, document["mediaType"], digest), document["depth"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """What the repository has of something that a manifest lists.
+
+    Attributes:
+        size: None if it has nothing.
+        depth: that it adds to the tree.
+    """
+
+    size: int | None
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Linked:
+    """A blob that a repository may serve."""
+
+    link: ObjectInfo
+    blob: ObjectInfo
+
+    @property
+    def size(self) -> int:
+        return self.blob.size
+
+
+async def read_manifest_record(backend: StorageBackend, key: str) -> StoredManifest:
+    """A manifest as it is stored.
+
+    Raises:
+        ObjectMissing: there is none.
+        ServerError, ValueError, LookupError: it is damaged.
+    """
+    record, _ = await backend.read(key, size_max=_MANIFEST_RECORD_SIZE_MAX)
+    return _ManifestRecord.from_bytes(record).manifest
+
+
+async def _rests(promise: Promise, info: ObjectInfo) -> bool:
+    """Whether something that was found is still there, and will be for as long as the promise says."""
+    try:
+        await promise.rest_on(info)
+    except ObjectMissing:
+        return False
+    return True
 
 
 class HostedBody:
@@ -134,8 +187,15 @@ class HostedUpload:
         return await self._session.append(chunks, at=at, size=size, closing=closing)
 
     async def commit(self, digest: Digest) -> Descriptor:
+        """Raises: BlobUploadUnknown: also when the blob was deleted in that very moment: push it again."""
+        promise = self._registry.freshness.promise()
         info = await self._session.commit(digest)
-        await self._registry.link_blob(self._name, digest)
+        try:
+            await self._registry.link_blob(self._name, digest, info, promise)
+        except ObjectMissing as error:
+            raise BlobUploadUnknown(
+                f"the blob {digest} was removed while it was pushed; push it again"
+            ) from error
         return Descriptor(BLOB_MEDIA_TYPE, digest, info.size)
 
     async def cancel(self) -> None:
@@ -148,6 +208,8 @@ class HostedRegistry:
     Args:
         allow_sparse: accept manifests whose blobs or children are not here.
         referrers_max: that one subject may have.
+        freshness: keeps from collection what was said to be here.
+        journal: learns of every write.
         on_manifest_lookup: told of each look-up, whether memory had the manifest.
     """
 
@@ -158,10 +220,14 @@ class HostedRegistry:
         *,
         allow_sparse: bool = False,
         referrers_max: int = 10_000,
+        freshness: Freshness | None = None,
+        journal: Journal | None = None,
         on_manifest_lookup: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.backend = backend
         self.sessions = sessions
+        self.freshness = freshness or Freshness(backend, grace_s=None)
+        self._journal = journal or Journal(backend, is_writable=False)
         self._allow_sparse = allow_sparse
         self._referrers = ReferrerIndex(backend, count_max=referrers_max)
         self._manifests: RecordCache[_ManifestRecord] = RecordCache(
@@ -184,24 +250,43 @@ class HostedRegistry:
             raise _blob_unknown(name, digest)
         return Descriptor(BLOB_MEDIA_TYPE, digest, info.size)
 
+    async def confirm_blob(self, name: RepositoryName, digest: Digest) -> Descriptor:
+        """`stat_blob` for somebody who will not push the blob if it is here, and rely on it."""
+        promise = self.freshness.promise()
+        with translated():
+            found = await self._find_link(name, digest)
+            if found is None or not await _rests(promise, found.link):
+                raise _blob_unknown(name, digest)
+        return Descriptor(BLOB_MEDIA_TYPE, digest, found.size)
+
     @asynccontextmanager
     async def deliver_blob(
-        self, name: RepositoryName, digest: Digest, choose: Callable[[int], ByteSpan | None]
+        self,
+        name: RepositoryName,
+        digest: Digest,
+        choose: Callable[[int], ByteSpan | None],
+        *,
+        url_size_min: int | None = None,
     ) -> AsyncIterator[Delivery]:
         """A blob, or a span of it, in the form in which the backend can let it go.
 
         Args:
             choose: the span that is wanted, given the size of the blob; None for all of it. What it raises goes through.
+            url_size_min: a blob of so many bytes may come as its PresignedUrl, whatever is chosen; None for never.
 
         Raises:
             BlobUnknown: the repository does not hold it.
         """
-        blob = await self.stat_blob(name, digest)
-        wanted = choose(blob.size)
-        span = Span(wanted.start, wanted.stop) if wanted is not None else None
+
+        def span_of(size: int) -> Span | None:
+            wanted = choose(size)
+            return Span(wanted.start, wanted.stop) if wanted is not None else None
+
         try:
             with translated():
-                context = self.backend.deliver(layout.blob_key(digest), span)
+                # The link is asked for every time: a blob that was deleted here may be remembered from elsewhere.
+                await self.backend.stat(layout.link_key(name, digest))
+                context = self.backend.deliver(layout.blob_key(digest), span_of, url_size_min=url_size_min)
                 delivery = await context.__aenter__()
         except ObjectMissing as error:
             raise _blob_unknown(name, digest) from error
@@ -233,40 +318,97 @@ class HostedRegistry:
             if await self._find_blob(name, digest) is None:
                 raise _blob_unknown(name, digest)
             await self.backend.delete(layout.link_key(name, digest))
+        await self._journal.append(Change("delete", name, digest))
 
     async def mount_blob(
-        self, name: RepositoryName, digest: Digest, *, source: RepositoryName | None = None
+        self,
+        name: RepositoryName,
+        digest: Digest,
+        *,
+        source: RepositoryName | None = None,
+        may_read: Callable[[RepositoryName], Awaitable[bool]] | None = None,
     ) -> Descriptor | None:
+        """
+        Args:
+            may_read: whether the blob may be taken from a repository, where no `source` is named; None for any.
+        """
+        promise = self.freshness.promise()
         with translated():
-            info = await self._find_blob(name, digest)
-            if info is None and source is not None:
+            if (found := await self._find_link(name, digest)) is not None:
+                return (
+                    Descriptor(BLOB_MEDIA_TYPE, digest, found.size)
+                    if await _rests(promise, found.link)
+                    else None
+                )
+            if source is not None:
                 info = await self._find_blob(source, digest)
-            elif info is None and await self._exists(layout.blob_key(digest)):
-                info = await self._find_blob_anywhere(digest)
-            if info is None:
+            elif await self._exists(layout.blob_key(digest)):
+                info, source = await self._find_blob_anywhere(digest, may_read)
+            else:
+                info = None
+            if info is None or not await _rests(promise, info):
                 return None
-            await self.link_blob(name, digest)
+            try:
+                await self.link_blob(name, digest, info, promise, source=source)
+            except ObjectMissing:
+                return None  # it was removed meanwhile
             return Descriptor(BLOB_MEDIA_TYPE, digest, info.size)
 
-    async def link_blob(self, name: RepositoryName, digest: Digest) -> None:
-        """Let this repository serve a blob that is stored."""
+    async def link_blob(
+        self,
+        name: RepositoryName,
+        digest: Digest,
+        blob: ObjectInfo,
+        promise: Promise,
+        *,
+        source: RepositoryName | None = None,
+    ) -> None:
+        """Let this repository serve a blob that is stored.
+
+        Args:
+            promise: rests on `blob` already, which was fresh when it began or has been touched since.
+            source: the repository that the blob was found in.
+
+        Raises:
+            ObjectMissing: the blob was removed.
+        """
         with translated():
             await self._enter_catalog(name)
             key = layout.link_key(name, digest)
-            if not await self._exists(key):
-                await self.backend.write(key, b"")
+            is_new = await self._link(key, promise)
+            # A link whose blob is gone is harmless, and may be somebody else's by now: it stays.
+            await promise.renew(also=(key, blob.key))
+        if is_new:
+            action = "push" if source is None else "mount"
+            change = Change(action, name, digest, BLOB_MEDIA_TYPE, blob.size, source=source)
+            await self._journal.append(change)
+
+    async def _link(self, key: str, promise: Promise) -> bool:
+        """Write a link, or keep the one that is there; whether it is new."""
+        try:
+            await promise.rest_on(await self.backend.stat(key))
+        except ObjectMissing:
+            await self.backend.write(key, b"")
+            return True
+        return False
 
     # Uploads
 
-    async def begin_upload(self, name: RepositoryName, *, algorithm: str = "sha256") -> HostedUpload:
-        return HostedUpload(self, name, await self.sessions.begin(name, algorithm=algorithm))
+    async def begin_upload(
+        self, name: RepositoryName, *, algorithm: str = "sha256", owner: str = ""
+    ) -> HostedUpload:
+        """
+        Args:
+            owner: the only one who can go on with it; "" for nobody in particular.
+        """
+        return HostedUpload(self, name, await self.sessions.begin(name, algorithm=algorithm, owner=owner))
 
-    async def resume_upload(self, name: RepositoryName, location: str) -> HostedUpload:
-        return HostedUpload(self, name, await self.sessions.resume(name, location))
+    async def resume_upload(self, name: RepositoryName, location: str, *, owner: str = "") -> HostedUpload:
+        return HostedUpload(self, name, await self.sessions.resume(name, location, owner=owner))
 
-    async def get_upload(self, name: RepositoryName, location: str) -> HostedUpload:
+    async def get_upload(self, name: RepositoryName, location: str, *, owner: str = "") -> HostedUpload:
         """`resume_upload`, once an append that was cut off has ended, or soon."""
-        return HostedUpload(self, name, await self.sessions.settled(name, location))
+        return HostedUpload(self, name, await self.sessions.settled(name, location, owner=owner))
 
     # Manifests
 
@@ -295,6 +437,21 @@ class HostedRegistry:
                 raise ManifestUnknown(f"no manifest {reference} in {name}") from error
         return record.manifest, tuple(versions)
 
+    async def tag_target(self, name: RepositoryName, tag: Tag) -> Digest | None:
+        """What a tag points at; None where there is no such tag."""
+        try:
+            with translated():
+                return await self._tags.get(layout.tag_key(name, tag))
+        except ObjectMissing:
+            return None
+
+    async def tags_of(self, name: RepositoryName, digest: Digest) -> list[Tag]:
+        """The tags that point at a manifest."""
+        prefix = layout.tags_prefix(name)
+        with translated():
+            tags = [Tag(info.key.removeprefix(prefix)) async for info in self.backend.list(prefix)]
+        return [tag for tag in tags if await self.tag_target(name, tag) == digest]
+
     async def put_manifest(
         self,
         name: RepositoryName,
@@ -320,8 +477,16 @@ class HostedRegistry:
         *,
         expect: Digest | None,
         tags: tuple[Tag, ...],
+        may_move_tags: bool = True,
     ) -> Descriptor:
-        """`put_manifest` for a caller that has parsed `content` already."""
+        """`put_manifest` for a caller that has parsed `content` already.
+
+        Args:
+            may_move_tags: False: a tag that is there stays where it is.
+
+        Raises:
+            Denied: a tag would have to be moved; tags before it in `tags` are set.
+        """
         for tag in tags:
             if view_of(tag) is not None:
                 raise TagInvalid(
@@ -331,19 +496,45 @@ class HostedRegistry:
         digest = Digest.of(content, expect.algorithm if expect is not None else "sha256")
         if expect is not None and digest != expect:
             raise DigestInvalid(f"the manifest hashes to {digest}, not to {expect}")
+        promise = self.freshness.promise()
         with translated():
-            depth = await self._check_references(name, manifest)
+            depth = await self._check_references(name, manifest, promise)
             stored = StoredManifest(content, media_type, digest)
             if manifest.subject is not None:
                 await self._referrers.add(
                     name, manifest.subject.digest, referrer_of(manifest, stored.digest, len(stored.content))
                 )
             await self._enter_catalog(name)
-            record = _ManifestRecord(stored, depth)
-            await self.backend.write(layout.manifest_key(name, digest), record.to_bytes())
+            key = layout.manifest_key(name, digest)
+            written = await self.backend.write(key, _ManifestRecord(stored, depth).to_bytes())
+            try:
+                await promise.renew()
+            except ObjectMissing as error:
+                await self._take_back(written)
+                raise ManifestBlobUnknown(
+                    f"a blob that the manifest lists was removed while it was pushed; push it again: {error}"
+                ) from error
             for tag in dict.fromkeys(tags):
-                await self.backend.write(layout.tag_key(name, tag), _tag_record(digest))
+                await self._set_tag(name, tag, digest, may_move=may_move_tags)
+        change = Change("push", name, digest, media_type, len(content), tags=tuple(dict.fromkeys(tags)))
+        await self._journal.append(change)
         return stored.descriptor
+
+    async def _set_tag(self, name: RepositoryName, tag: Tag, digest: Digest, *, may_move: bool) -> None:
+        key = layout.tag_key(name, tag)
+        try:
+            await self.backend.write(key, _tag_record(digest), expect=None if may_move else "")
+        except PreconditionFailed as error:
+            target: Digest | None = None
+            with suppress(ObjectMissing):
+                target = await self._tags.get(key)
+            # The same push once more, because its answer was lost.
+            if target != digest:
+                raise tag_is_taken(name, tag) from error
+
+    async def _take_back(self, written: ObjectInfo) -> None:
+        with suppress(PreconditionFailed):  # pushed by others, too, who have checked it
+            await self.backend.delete(written.key, expect=written.version)
 
     async def delete_manifest(self, name: RepositoryName, reference: Tag | Digest) -> None:
         with translated():
@@ -351,12 +542,28 @@ class HostedRegistry:
                 if isinstance(reference, Tag):
                     await self.backend.stat(layout.tag_key(name, reference))
                     await self.backend.delete(layout.tag_key(name, reference))
+                    change = Change("delete", name, tags=(reference,))
                 else:
-                    await self._delete_manifest_by_digest(name, reference)
+                    tags = await self._delete_manifest_by_digest(name, reference)
+                    change = Change("delete", name, reference, tags=tags)
             except ObjectMissing as error:
                 if not await self._exists(layout.catalog_key(name)):
                     raise _name_unknown(name) from error
                 raise ManifestUnknown(f"no manifest {reference} in {name}") from error
+        await self._journal.append(change)
+
+    async def refresh(self, change: Change) -> None:
+        """Look at what another worker has changed, where it is remembered, so that whoever asks next need not wait."""
+        name = change.repository
+        if change.digest is not None:
+            await self._manifests.refresh(layout.manifest_key(name, change.digest))
+        for tag in change.tags:
+            await self._tags.refresh(layout.tag_key(name, Tag(tag)))
+
+    def forget(self) -> None:
+        """What is remembered of others' writes may be old, and nobody will say so."""
+        self._manifests.forget_all()
+        self._tags.forget_all()
 
     # Lists
 
@@ -398,55 +605,74 @@ class HostedRegistry:
             return False
         return True
 
-    async def _find_blob(self, name: RepositoryName, digest: Digest) -> ObjectInfo | None:
+    async def _find_link(self, name: RepositoryName, digest: Digest) -> _Linked | None:
         try:
-            await self.backend.stat(layout.link_key(name, digest))
-            return await self.backend.stat(layout.blob_key(digest))
+            link = await self.backend.stat(layout.link_key(name, digest))
+            return _Linked(link, await self.backend.stat(layout.blob_key(digest)))
         except ObjectMissing:
             return None
 
-    async def _find_blob_anywhere(self, digest: Digest) -> ObjectInfo | None:
+    async def _find_blob(self, name: RepositoryName, digest: Digest) -> ObjectInfo | None:
+        found = await self._find_link(name, digest)
+        return None if found is None else found.blob
+
+    async def _find_blob_anywhere(
+        self, digest: Digest, may_read: Callable[[RepositoryName], Awaitable[bool]] | None
+    ) -> tuple[ObjectInfo | None, RepositoryName | None]:
         looked_at = 0
         async for name in self.repositories():
-            if (info := await self._find_blob(name, digest)) is not None:
-                return info
+            info = await self._find_blob(name, digest)
+            if info is not None and (may_read is None or await may_read(name)):
+                return info, name
             looked_at += 1
             if looked_at == _MOUNT_SOURCES_MAX:
                 break
-        return None
+        return None, None
 
     async def _enter_catalog(self, name: RepositoryName) -> None:
         key = layout.catalog_key(name)
         if not await self._exists(key):
             await self.backend.write(key, b"")
 
-    async def _check_references(self, name: RepositoryName, manifest: Manifest | Index) -> int:
+    async def _check_references(
+        self, name: RepositoryName, manifest: Manifest | Index, promise: Promise
+    ) -> int:
         """Refuse a manifest that lists what is not here; the depth of its tree."""
         depth = 0
-        for where, reference in manifest.references():
-            if isinstance(manifest, Index):
-                child = await self._find_child(name, reference)
-                size = None if child is None else child[0]
-                depth = max(depth, 1 + (0 if child is None else child[1]))
-            else:
-                info = await self._find_blob(name, reference.digest)
-                size = None if info is None else info.size
-            if size is None and not self._allow_sparse:
-                raise ManifestBlobUnknown(
-                    f"{where} names {reference.digest}, which {name} does not hold; push it first",
-                    detail={"digest": reference.digest},
-                )
-            if size is not None and size != reference.size:
-                raise ManifestInvalid(
-                    f"{where} gives {reference.digest} a size of {reference.size} bytes; it has {size}",
-                    detail={"digest": reference.digest},
-                )
+        references = list(manifest.references())
+        find = self._find_child if isinstance(manifest, Index) else self._find_listed
+        for begin in range(0, len(references), _LOOKS_AT_ONCE):
+            some = references[begin : begin + _LOOKS_AT_ONCE]
+            looks = await asyncio.gather(*(find(name, reference, promise) for _, reference in some))
+            for (where, reference), found in zip(some, looks, strict=True):
+                depth = max(depth, found.depth)
+                self._check_reference(name, where, reference, found.size)
         if depth > INDEX_DEPTH_MAX:
             raise ManifestInvalid(f"indexes nested {depth} deep; at most {INDEX_DEPTH_MAX} are allowed")
         return depth
 
-    async def _find_child(self, name: RepositoryName, child: Descriptor) -> tuple[int, int] | None:
-        """Size and depth of what an index lists.
+    def _check_reference(
+        self, name: RepositoryName, where: str, reference: Descriptor, size: int | None
+    ) -> None:
+        if size is None and not self._allow_sparse:
+            raise ManifestBlobUnknown(
+                f"{where} names {reference.digest}, which {name} does not hold; push it first",
+                detail={"digest": reference.digest},
+            )
+        if size is not None and size != reference.size:
+            raise ManifestInvalid(
+                f"{where} gives {reference.digest} a size of {reference.size} bytes; it has {size}",
+                detail={"digest": reference.digest},
+            )
+
+    async def _find_listed(self, name: RepositoryName, blob: Descriptor, promise: Promise) -> _Listed:
+        """What a manifest lists."""
+        found = await self._find_link(name, blob.digest)
+        is_here = found is not None and await _rests(promise, found.link)
+        return _Listed(found.size if found is not None and is_here else None, depth=0)
+
+    async def _find_child(self, name: RepositoryName, child: Descriptor, promise: Promise) -> _Listed:
+        """What an index lists.
 
         Some clients (BuildKit's cache) list blobs in an index: they are accepted where a blob is what the type says.
         """
@@ -455,31 +681,36 @@ class HostedRegistry:
             record = await self._manifests.get(key)
         except ObjectMissing:
             if child.media_type in MANIFEST_TYPES:
-                return None
-            info = await self._find_blob(name, child.digest)
-            return None if info is None else (info.size, 0)
+                return _Listed(None, depth=1)
+            return replace(await self._find_listed(name, child, promise), depth=1)
         depth = record.depth if is_index_type(record.manifest.media_type) else 0
-        return len(record.manifest.content), depth
+        return _Listed(len(record.manifest.content), 1 + depth)
 
-    async def _delete_manifest_by_digest(self, name: RepositoryName, digest: Digest) -> None:
+    async def _delete_manifest_by_digest(self, name: RepositoryName, digest: Digest) -> tuple[str, ...]:
+        """Tags go with it; which."""
         key = layout.manifest_key(name, digest)
         record, version = await self._manifests.get_versioned(key)
         prefix = layout.tags_prefix(name)
         tags = [info.key async for info in self.backend.list(prefix)]
+        removed: list[str] = []
         for tag in tags:
             try:
                 target, tag_version = await self._tags.get_versioned(tag)
                 if target == digest:
                     await self.backend.delete(tag, expect=tag_version)
+                    removed.append(tag.removeprefix(prefix))
             except (ObjectMissing, PreconditionFailed):
                 continue  # moved or removed meanwhile: no longer ours to remove
         try:
             await self.backend.delete(key, expect=version)
         except PreconditionFailed:
-            return  # pushed again while it was being deleted: the push came last, the manifest stays
+            return tuple(
+                removed
+            )  # pushed again while it was being deleted: the push came last, the manifest stays
         manifest = parse_manifest(record.manifest.content, record.manifest.media_type)
         if manifest.subject is not None:
             await self._referrers.remove(name, manifest.subject.digest, digest)
+        return tuple(removed)
 
     async def _fallback_referrers(self, name: RepositoryName, subject: Digest) -> AsyncIterator[Descriptor]:
         """Manifests listed by the index that clients keep under the fallback tag."""
@@ -498,6 +729,13 @@ class HostedRegistry:
             manifest = parse_manifest(stored.content, stored.media_type)
             if manifest.subject is not None and manifest.subject.digest == subject:
                 yield referrer_of(manifest, stored.digest, len(stored.content))
+
+
+def tag_is_taken(name: RepositoryName, tag: Tag) -> Denied:
+    return Denied(
+        f"{name}:{tag} is there, and you may create tags here but not update them; push under another tag",
+        detail={"tag": tag},
+    )
 
 
 def _tag_record(target: Digest) -> bytes:

@@ -26,6 +26,7 @@ from typing import Final
 from kitspec.digest import ENCODED_LENGTH, Digest
 from kitspec.errors import (
     BlobUnknown,
+    Denied,
     DigestInvalid,
     FilterInvalid,
     ManifestInvalid,
@@ -39,9 +40,10 @@ from kitspec.media_types import CREATED_ANNOTATION
 from kitspec.names import RepositoryName, Tag, view_of
 from kitspec.views import Kit, form_of
 from registry import layout
+from registry.auth.layers import LayerScope
 from registry.hosted import HostedRegistry, Versions
 from registry.hub_tree import HubRoot, HubTree, tree_of
-from registry.kits import ChosenKit, Kits
+from registry.kits import ChosenKit, Kits, not_in_scope, sections_of
 from registry.views import Views
 from storage_backends.interface import ObjectInfo, ObjectMissing
 
@@ -105,15 +107,28 @@ def commit_of(digest: Digest) -> str:
 class Hub:
     """Without a state of its own: made anew for each request.
 
+    Of a kit that the reader may have some layers of, a tag names the slice that they may have, with a commit of its own; its own
+    commit names nothing to them.
+
     Args:
         root: which files are shown at the root (registry/hub_tree.py).
+        scope_of: what the reader may have of the kits of a repository that they may read; None for all.
     """
 
-    def __init__(self, registry: HostedRegistry, kits: Kits, views: Views, *, root: HubRoot) -> None:
+    def __init__(
+        self,
+        registry: HostedRegistry,
+        kits: Kits,
+        views: Views,
+        *,
+        root: HubRoot,
+        scope_of: Callable[[RepositoryName], LayerScope | None],
+    ) -> None:
         self._registry = registry
         self._kits = kits
         self._views = views
         self._root: HubRoot = root
+        self._scope_of = scope_of
 
     async def snapshot(self, name: RepositoryName, revision: str | None) -> Snapshot:
         """The kit that a revision names.
@@ -125,9 +140,10 @@ class Hub:
             NameUnknown: there is no such repository.
             ManifestUnknown: there is no such revision, or it is no ModelKit; the message says what there is.
             ManifestInvalid: the kit is broken.
+            Denied: the reader may have nothing of it, or not all and asks by its commit.
         """
         digest, versions = await self._find(name, MAIN if revision is None else revision)
-        choice = await self._kits.choose(name, digest)
+        choice = await self._kits.choose(name, digest, scope=self._scope_of(name))
         modified = await self._modified(choice.kit, versions or choice.versions)
         return Snapshot(name, choice, await tree_of(self._kits, choice, self._root), modified)
 
@@ -139,7 +155,7 @@ class Hub:
         """
         try:
             return commit_of((await self._main_kit(name)).kit.digest)
-        except (ManifestUnknown, ManifestInvalid, BlobUnknown):
+        except (ManifestUnknown, ManifestInvalid, BlobUnknown, Denied):
             return None
 
     async def tagged_commits(self, name: RepositoryName, *, count_max: int) -> list[TaggedCommit]:
@@ -156,16 +172,23 @@ class Hub:
             tag = _tag_at(name, info)
             try:
                 stored, _ = await self._kits.find_manifest(name, tag)
-            except ManifestUnknown:
-                continue  # removed meanwhile
-            if _is_kit(stored):
-                found.append(TaggedCommit(tag, commit_of(stored.digest), _moment(info.modified)))
+                if not _is_kit(stored):
+                    continue
+                digest, _ = await self._find_tag(name, tag)
+            except (ManifestUnknown, Denied):
+                continue  # removed meanwhile, or nothing of it is for the reader
+            found.append(TaggedCommit(tag, commit_of(digest), _moment(info.modified)))
         return found
 
     async def kits(
-        self, *, below: str, after: str, is_wanted: Callable[[RepositoryName], bool]
+        self,
+        *,
+        below: str,
+        after: str,
+        may_read: Callable[[RepositoryName], bool],
+        is_wanted: Callable[[RepositoryName], bool],
     ) -> AsyncIterator[ListedKit | RepositoryName]:
-        """Repositories whose names begin with `below` and are greater than `after`, in ASCII order.
+        """Repositories that may be read, whose names begin with `below` and are greater than `after`, in ASCII order.
 
         One that is not wanted, or whose `main` is no kit, comes as its name alone, so that the caller can count it.
         """
@@ -173,9 +196,11 @@ class Hub:
             if not name.startswith(below):
                 break
             await asyncio.sleep(0)  # others get their turn
+            if not may_read(name):
+                continue  # not even its name comes back as a cursor
             kit: ListedKit | None = None
             if is_wanted(name):
-                with suppress(ManifestUnknown, NameUnknown, ManifestInvalid, BlobUnknown):
+                with suppress(ManifestUnknown, NameUnknown, ManifestInvalid, BlobUnknown, Denied):
                     kit = await self._main_kit(name)
             yield name if kit is None else kit
 
@@ -203,6 +228,7 @@ class Hub:
         """Of a view the slice: another form of it has the same files.
 
         Raises:
+            Denied: of what the reader may not have.
             FilterInvalid: of a form that there is not.
         """
         view = view_of(tag)
@@ -212,10 +238,31 @@ class Hub:
         if base == MAIN:
             base = await self._main_tag(name)
         stored, versions = await self._kits.find_manifest(name, base)
-        if view is None or not view.selectors:
+        scope = self._scope_of(name)
+        selectors = view.selectors if view is not None else ()
+        if not selectors and scope is not None:
+            selectors = await self._readable_selectors(name, base, stored, scope)
+        if not selectors:
             return stored.digest, versions
-        only = Tag(f"{base}.only.{'.'.join(view.selectors)}")
-        return (await self._views.find_manifest(name, only)).manifest.digest, versions
+        only = Tag(f"{base}.only.{'.'.join(selectors)}")
+        return (await self._views.find_manifest(name, only, scope=scope)).manifest.digest, versions
+
+    async def _readable_selectors(
+        self, name: RepositoryName, tag: Tag, stored: StoredManifest, scope: LayerScope
+    ) -> tuple[str, ...]:
+        """What chooses all that the reader may have of a kit; none where that is the whole kit.
+
+        Raises:
+            Denied: they may have nothing of it.
+        """
+        kit = await self._kits.read(name, stored)
+        sections = sections_of(kit)
+        if sections is not None and scope.includes(sections):
+            return ()
+        selectors = scope.selectors(kit.kitfile)
+        if not selectors:
+            raise not_in_scope(name, tag, scope, kit.kitfile)
+        return selectors
 
     async def _find_commit(self, name: RepositoryName, commit: str) -> Digest:
         """The manifest, pushed or derived, whose digest begins with a commit."""

@@ -1,7 +1,7 @@
 """ModelKits as the registry understands them: which files they hold, and where the bytes of each are.
 
-Every view begins with `Kits.choose`, which turns a reference and a choice into a repository and the layers that will be read:
-rules about who may read what belong there. Nothing here knows HTTP, and nothing is read from a layer but by way of
+Every view begins with `Kits.choose`, which turns a reference and a choice into a repository and the layers that will be read: that
+somebody may read some layers only is kept there, and for what has a digest of its own in `layer_access.py`. Nothing here knows HTTP, and nothing is read from a layer but by way of
 `ChosenKit.layers`.
 """
 
@@ -19,6 +19,7 @@ from kitspec.digest import Digest
 from kitspec.errors import (
     BlobUnknown,
     ContentInvalid,
+    Denied,
     FileUnknown,
     FilterInvalid,
     ManifestInvalid,
@@ -26,15 +27,16 @@ from kitspec.errors import (
     QueryInvalid,
 )
 from kitspec.interface import StoredManifest
-from kitspec.kitfile import CONFIG_SIZE_MAX
+from kitspec.kitfile import CONFIG_SIZE_MAX, Kitfile, Section
 from kitspec.layer_tar import BLOCK_SIZE, TRAILER, format_member, format_padding
 from kitspec.manifest import Index, Manifest, parse_manifest
 from kitspec.media_types import MANIFEST_TYPES, parse_layer_media_type
 from kitspec.modelpack import kitfile_of
 from kitspec.names import RepositoryName, Tag, ViewName, view_of
 from kitspec.path_glob import PathGlob
-from kitspec.selection import EntryLayer, Filter, LayerPlace, includes_kitfile, place_of
-from kitspec.views import Kit, Place, choose_by_filter, choose_by_name, form_of, layers_of
+from kitspec.selection import EntryLayer, Filter, LayerPlace, includes_kitfile, pair_layers, place_of
+from kitspec.views import Kit, Place, choose_by_filter, choose_by_name, form_of, layers_of, places_of
+from registry.auth.layers import LayerScope
 from registry.content import Content, Literal, Piece, Segment
 from registry.derived import DerivedRecords
 from registry.hosted import HostedRegistry, Versions
@@ -120,14 +122,23 @@ class Kits:
         self._threads.close()
 
     async def choose(
-        self, name: RepositoryName, reference: Tag | Digest, filters: Sequence[Filter] = ()
+        self,
+        name: RepositoryName,
+        reference: Tag | Digest,
+        filters: Sequence[Filter] = (),
+        *,
+        scope: LayerScope | None,
+        is_narrowed: bool = False,
     ) -> ChosenKit:
         """A kit, and the part of it that a view's tag or filters choose.
 
         Args:
             reference: of a kit, or a tag that names a view: which form it asks for does not matter here.
+            scope: what the reader may have of it; None for all.
+            is_narrowed: of what is chosen leave away what the reader may not have, instead of refusing all of it.
 
         Raises:
+            Denied: the reader may not have all of it, or, narrowed, none; the message names what they may have.
             ManifestUnknown: there is no such reference, it is no ModelKit, a selector chooses nothing, or there is no such form.
             QueryInvalid: a filter chooses nothing, or two things at once.
             ManifestInvalid: the kit is broken.
@@ -135,7 +146,19 @@ class Kits:
         view = view_of(reference) if isinstance(reference, Tag) else None
         stored, versions = await self.find_manifest(name, view.base if view is not None else reference)
         kit = await self.read(name, stored)
-        return _choice(name, kit, _chosen(kit, view, filters), versions)
+        try:
+            chosen = _chosen(kit, view, filters)
+        except (ManifestUnknown, QueryInvalid) as error:
+            if scope is None or scope.has_kitfile:
+                raise
+            # What it says names entries, and that is the Kitfile's to say.
+            raise not_in_scope(name, reference, scope, kit.kitfile) from error
+        if scope is not None:
+            readable = frozenset(place for place in chosen if place[0] in scope.sections)
+            if readable != chosen and not (is_narrowed and readable):
+                raise not_in_scope(name, reference, scope, kit.kitfile)
+            chosen = readable
+        return _choice(name, kit, chosen, versions)
 
     async def choose_places(
         self, name: RepositoryName, digest: Digest, places: frozenset[Place]
@@ -331,6 +354,40 @@ class Kits:
             return await table(layer.digest, layer.pair.layer_type)
         except ObjectMissing as error:
             raise BlobUnknown(f"no blob {layer.digest} in {choice.name}: it was deleted just now") from error
+
+
+def not_in_scope(
+    name: RepositoryName, reference: Tag | Digest, scope: LayerScope, kitfile: Kitfile | None
+) -> Denied:
+    """For a reader who may have some layers only; says what to ask for instead.
+
+    Args:
+        kitfile: of the kit that was asked for; None where it is no kit.
+    """
+    may = f"you may read {scope} of ModelKits in {name}"
+    if kitfile is None:
+        return Denied(f"{may}, and {reference} is no ModelKit")
+    selectors = scope.selectors(kitfile)
+    if not selectors:
+        return Denied(f"{may}, and {reference} has none of that")
+    if isinstance(reference, Digest):
+        wanted = f"{reference}?filter={','.join(selectors)}"
+        return Denied(f"{may}; ask for /v2/{name}/manifests/{wanted}", detail={"filter": ",".join(selectors)})
+    view = view_of(reference)
+    base, form = (view.base, view.form) if view is not None else (reference, None)
+    only = f"{base}.only.{'.'.join(selectors)}" + (f".as.{form}" if form is not None else "")
+    return Denied(f"{may}; pull {name}:{only}", detail={"tag": only})
+
+
+def sections_of(kit: Kit) -> frozenset[Section] | None:
+    """The sections that all of a kit is made of; None where a layer is in none, or the kit is broken."""
+    try:
+        pairs = pair_layers(kit.manifest, kit.kitfile)
+    except ContentInvalid:
+        return None
+    if len(pairs) != len(kit.manifest.layers):
+        return None
+    return frozenset(section for (section, _), _ in places_of(kit.kitfile))
 
 
 def _size_of(kit: Kit) -> int:

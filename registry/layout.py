@@ -9,6 +9,11 @@
     repositories/<name>/_views/sha256/…/…        a manifest, config or layer that was derived; below, from which manifest
     repositories/<name>/_packs/sha256/…          which choice of which kit this derived ModelPack holds the files of
     catalog/<name>!                              this repository exists
+    journal/20261125/12/3640.123456-…            what was written in one moment (journal.py)
+    journal-marks/<reader>                       up to which entry of the journal somebody has read
+    maintenance/collection                       who collects, and when that was done last (garbage.py)
+    auth/token-keys                              what tokens are signed with (auth/token_keys.py)
+    auth/api-keys/<user>/<id>                    an API key, hashed; <user> is a digest of its owner's name (auth/api_keys.py)
     cache/members/sha256/ab/abcd….tar            what is in a layer; made again when it is missing
     cache/tars/sha256/ab/abcd…                   digest of a tar that stands nowhere, under that of its recipe; the same
 
@@ -20,11 +25,22 @@ Keys only: no I/O here. The layout is a promise (docs/storage-layout.md): changi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kitspec.digest import Digest
+from kitspec.errors import OciError
 from kitspec.media_types import LayerType
 from kitspec.names import RepositoryName, Tag
 
+BLOBS = "blobs/"
+REPOSITORIES = "repositories/"
 CATALOG = "catalog/"
+MEMBERS = "cache/members/"
+JOURNAL = "journal/"
+JOURNAL_MARKS = "journal-marks/"
+COLLECTION = "maintenance/collection"
+TOKEN_KEYS = "auth/token-keys"  # noqa: S105 - a prefix of keys
+API_KEYS = "auth/api-keys/"
 _CATALOG_END = "!"
 
 
@@ -34,6 +50,10 @@ def blob_key(digest: Digest) -> str:
 
 def link_key(name: RepositoryName, digest: Digest) -> str:
     return f"repositories/{name}/_blobs/{digest.algorithm}/{digest.encoded}"
+
+
+def manifests_prefix(name: RepositoryName) -> str:
+    return f"repositories/{name}/_manifests/"
 
 
 def manifest_key(name: RepositoryName, digest: Digest) -> str:
@@ -91,6 +111,22 @@ def tar_key(recipe: Digest) -> str:
     return f"cache/tars/{recipe.algorithm}/{recipe.encoded[:2]}/{recipe.encoded}"
 
 
+def journal_mark_key(reader: str) -> str:
+    return f"{JOURNAL_MARKS}{reader}"
+
+
+def api_keys_prefix(user: str) -> str:
+    """
+    Args:
+        user: a digest of the name, in hex: names are not made of what keys are made of.
+    """
+    return f"{API_KEYS}{user}/"
+
+
+def api_key_key(user: str, key_id: str) -> str:
+    return f"{api_keys_prefix(user)}{key_id}"
+
+
 def catalog_key(name: RepositoryName) -> str:
     return f"{CATALOG}{name}{_CATALOG_END}"
 
@@ -103,3 +139,56 @@ def name_in_catalog(key: str) -> RepositoryName:
 def catalog_after(name: str) -> str:
     """The key behind which the names greater than `name` begin; `name` need not be a legal one."""
     return f"{CATALOG}{name}{_CATALOG_END}" if name else ""
+
+
+@dataclass(frozen=True, slots=True)
+class InRepository:
+    """What a key below `REPOSITORIES` stands for.
+
+    Attributes:
+        kind: the component that begins with `_`.
+        digest: of the blob, the manifest, the subject, or what was derived.
+        other: of the referrer, or the source of what was derived.
+        tag: below `_tags`.
+    """
+
+    name: RepositoryName
+    kind: str
+    digest: Digest | None = None
+    other: Digest | None = None
+    tag: Tag | None = None
+
+
+def in_repository(key: str) -> InRepository | None:
+    """What a key of a repository stands for; None for one that is none of ours."""
+    path, mark, rest = key.removeprefix(REPOSITORIES).partition("/_")
+    kind, *parts = f"_{rest}".split("/")
+    if not mark:
+        return None
+    try:
+        name = RepositoryName(path)
+        match kind, parts:
+            case "_blobs" | "_manifests" | "_packs", [algorithm, encoded]:
+                return InRepository(name, kind, Digest(f"{algorithm}:{encoded}"))
+            case "_referrers" | "_views", [algorithm, encoded, other]:
+                digest = Digest(f"{algorithm}:{encoded}")
+                return InRepository(name, kind, digest, Digest(other.replace("-", ":", 1)))
+            case "_tags", [tag]:
+                return InRepository(name, kind, tag=Tag(tag))
+            case "_viewed", []:
+                return InRepository(name, kind)
+            case _:
+                pass
+    except OciError:
+        pass
+    return None
+
+
+def digest_of(key: str) -> Digest | None:
+    """Of a key whose last component is a digest without its algorithm, as those of `BLOBS` and, with a suffix, `MEMBERS`."""
+    try:
+        algorithm, fan, encoded = key.split("/")[-3:]
+        digest = Digest(f"{algorithm}:{encoded.partition('.')[0]}")
+    except (ValueError, OciError):
+        return None
+    return digest if fan == digest.encoded[:2] else None

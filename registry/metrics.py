@@ -31,6 +31,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 HANDLERS: Final = frozenset(
     {"base", "blob", "blob_upload", "blob_upload_chunk", "catalog", "manifest", "tags"}
     | {"health", "metrics", "referrers"}
+    | {"api_keys", "token"}
     | {"archive", "discovery", "file", "files", "hub", "kitfile", "tensors"}
 )
 METHODS: Final = frozenset({"delete", "get", "head", "options", "patch", "post", "put"})
@@ -93,6 +94,14 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "modelreg_connections_refused_total": Family("Connections closed on arrival.", ("reason",)),
     "modelreg_connections_timed_out_total": Family(
         "Connections closed because the peer was silent.", ("phase",)
+    ),
+    "modelreg_logins_total": Family(
+        "Credentials that were checked; those that were remembered are not.", ("method", "result")
+    ),
+    "modelreg_auth_source_stale": Family(
+        "1 while a file or an address of users or keys cannot be read: what was read before stays in force.",
+        ("source",),
+        gauge=True,
     ),
     "modelreg_limit": Family("The limits in force.", ("name",), gauge=True),
     "modelreg_info": Family("1, with the version.", ("version",), gauge=True),
@@ -207,6 +216,14 @@ class Metrics:
             (_known(phase, {"header", "body", "response"}),),
             1,
         )
+
+    def login(self, method: str, *, is_good: bool) -> None:
+        """Count credentials that were checked. `method` is "basic" or "bearer"."""
+        self._count("modelreg_logins_total", (method, "good" if is_good else "refused"), 1)
+
+    def auth_source(self, source: str, *, is_stale: bool) -> None:
+        """Show how a source is doing. `source` comes from the configuration, so there are as many as that names."""
+        self._values["modelreg_auth_source_stale", (source,)] = float(is_stale)
 
     def show_limits(self, limits: Limits) -> None:
         for name, value in limits:

@@ -7,6 +7,8 @@ import logging
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -20,6 +22,7 @@ from kitspec.errors import (
     RangeInvalid,
     ServerError,
     TooManyRequests,
+    Unauthorized,
     Unavailable,
     Unsupported,
     UploadOutOfOrder,
@@ -27,12 +30,16 @@ from kitspec.errors import (
 from kitspec.http_fields import format_upload_range
 from registry.answer_memo import Answer, AnswerMemo
 from registry.api.call import Call, Services
+from registry.api.hub import error_headers
 from registry.api.sending import SENT
+from registry.api.uploads import mount_source
+from registry.auth.identity import Scope
+from registry.auth.policy import Action
 from registry.body import RECEIVED, discard
 from registry.connection import Connection
-from registry.hosted import Versions
+from registry.journal import Actor, acting
 from registry.logs import access_log, request_id
-from registry.routes import LABELS, Access, Handler, Target, methods_of, route_of, target_of
+from registry.routes import LABELS, Access, Endpoint, Route, Target, methods_of, route_of, target_of
 from registry.storage_errors import translated
 
 logger = logging.getLogger("registry.http")
@@ -69,7 +76,7 @@ class Dispatch:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self.memo = AnswerMemo(services.registry.backend)
+        self.memo = AnswerMemo(services.registry.backend, services.guard)
         config = services.config
         self._prefix = config.http.prefix.rstrip("/")
         self._headers = _OWN_HEADERS | {
@@ -85,6 +92,7 @@ class Dispatch:
         offered = request.headers.get("X-Request-Id", "")
         identity = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(8)
         request_id.set(identity)
+        acting.set(Actor(address=request.remote or "", agent=request.headers.get("User-Agent", "")))
         request.answer_headers = self._headers | {"X-Request-Id": identity}
         target = self._target(request)
         label = LABELS[target.endpoint] if target is not None else "other"
@@ -121,16 +129,18 @@ class Dispatch:
         call: Call | None = None
         try:
             with translated():
-                call, handler = self._find(request, target)
-                response = await handler(call)
+                call, route = self._find(request, target)
+                await self._let_in(call, route)
+                response = await route.handler(call)
             if not response.prepared:
                 # Here, so that the memo sees the headers, and the counters the bytes, as they are sent.
                 await response.prepare(request)
                 if call.versions and isinstance(response, web.Response):
-                    self._remember(request, response, call.versions)
+                    self._remember(request, response, call)
                 await response.write_eof()
         except OciError as error:
-            return await self._refuse(request, error)
+            is_of_hub = target is not None and target.endpoint is Endpoint.HUB
+            return await self._refuse(request, error, error_headers(error) if is_of_hub else {})
         except RequestPayloadError:
             # What arrived of an upload before is kept.
             return await self._refuse(
@@ -144,12 +154,18 @@ class Dispatch:
             return await self._refuse(request, failure)
         return response
 
-    async def _refuse(self, request: Request, error: OciError) -> web.StreamResponse:
+    async def _refuse(
+        self, request: Request, error: OciError, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> web.StreamResponse:
         if request.is_answered:
             # Headers promise bytes that do not come: never a clean end of a wrong body.
             logger.error("an answer was broken off: %s", error)
             return self._break_off(request)
         response = error_response(request, error)
+        response.headers.update(headers)
+        if isinstance(error, Unauthorized):
+            for challenge in self._services.guard.challenges(error):
+                response.headers.add("WWW-Authenticate", challenge)
         is_all_read = request.content.at_eof()
         if not is_all_read:
             response.force_close()
@@ -167,10 +183,11 @@ class Dispatch:
         request.protocol.force_close()
         return web.Response(status=499)  # nginx's word for a client that left
 
-    def _remember(self, request: Request, response: web.Response, versions: Versions) -> None:
+    def _remember(self, request: Request, response: web.Response, call: Call) -> None:
         protocol = request.protocol
         if request.method == "GET" and isinstance(protocol, Connection) and protocol.memorable is not None:
-            self.memo.keep(protocol.memorable, request, response, versions)
+            name, who = protocol.memorable, call.identity
+            self.memo.keep(name, request, response, call.versions, identity=who, policy=call.policy)
 
     def count_kept_answer(self, answer: Answer, identity: str, peer: object) -> None:
         """Count and log an answer that the connection gave by itself."""
@@ -195,7 +212,25 @@ class Dispatch:
         path = request.rel_url.raw_path
         return target_of(path.removeprefix(self._prefix)) if path.startswith(self._prefix) else None
 
-    def _find(self, request: Request, target: Target | None) -> tuple[Call, Handler]:
+    async def _let_in(self, call: Call, route: Route) -> None:
+        """Find out who asks, and whether they may. Before a byte of the body is read, or asked for.
+
+        Raises:
+            CredentialsNeeded, Denied, TooManyRequests: they may not.
+        """
+        if route.access is Access.OPEN:
+            return
+        guard, name = self._services.guard, call.raw_name
+        call.policy = guard.policy
+        scope = _scope_of(route, name, call)
+        call.identity = await guard.identify(call.request, scope)
+        acting.set(replace(acting.get(), name=call.identity.name))
+        actions = _actions_of(route, name)
+        decision = guard.require(call.identity, actions, name, scope)
+        if actions == Access.PULL.value:
+            call.layers = decision.layers
+
+    def _find(self, request: Request, target: Target | None) -> tuple[Call, Route]:
         if target is None:
             raise NameUnknown("nothing is here; the registry's endpoints begin with /v2/")
         route = route_of(target.endpoint, request.method)
@@ -204,7 +239,34 @@ class Dispatch:
             raise Unsupported(f"{request.method[:20]!a} is not supported here; {allowed} are", detail=allowed)
         if self._is_read_only and route.access in (Access.PUSH, Access.DELETE):
             raise Unsupported("the registry is in read-only mode (storage.maintenance.readonly)")
-        return Call(request, self._services, target.name, target.argument, target.path), route.handler
+        return Call(request, self._services, target.name, target.argument, target.path), route
+
+
+def _actions_of(route: Route, name: str) -> tuple[Action, ...]:
+    """What the caller must be allowed to do, any of it."""
+    is_of_no_repository = route.access is Access.PULL and not name
+    actions: tuple[Action, ...] = (Access.CATALOG if is_of_no_repository else route.access).value
+    return actions
+
+
+# What a token has to be for. Source: Distribution asks the same of its clients.
+_TOKEN_ACTIONS = {
+    Access.PULL: ("pull",),
+    Access.PUSH: ("pull", "push"),
+    Access.DELETE: ("delete",),
+}
+
+
+def _scope_of(route: Route, name: str, call: Call) -> Scope:
+    """What a token has to be for, to be named in a challenge."""
+    if route.access is Access.CATALOG or (route.access is Access.PULL and not name):
+        return [("registry", "catalog", ("*",))]
+    if route.access not in _TOKEN_ACTIONS:
+        return []
+    scope = [("repository", name, _TOKEN_ACTIONS[route.access])]
+    if route.endpoint is Endpoint.UPLOADS and (source := mount_source(call)) is not None:
+        scope.append(("repository", source, ("pull",)))
+    return scope
 
 
 def error_response(request: web.BaseRequest, error: OciError) -> web.StreamResponse:
@@ -218,7 +280,9 @@ def error_response(request: web.BaseRequest, error: OciError) -> web.StreamRespo
             headers["Content-Range"] = f"bytes */{error.size}"
         case Unsupported(detail=str(allowed)):
             headers["Allow"] = allowed
-        case TooManyRequests() | Unavailable():
+        case TooManyRequests():
+            headers["Retry-After"] = str(error.retry_after_s)
+        case Unavailable():
             headers["Retry-After"] = "5"
         case _:
             pass

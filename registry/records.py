@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from storage_backends.interface import ObjectMissing, StorageBackend
@@ -56,20 +57,32 @@ class RecordCache(Generic[T]):
     async def get_versioned(self, key: str) -> tuple[T, str]:
         """The record and the version it was read at, for compare-and-set."""
         try:
-            info = await self._backend.stat(key)
+            # What is not remembered is read at once: where the store is a network away, its version alone costs as much.
+            if key in self._entries:
+                info = await self._backend.stat(key)
+                entry = self._entries.get(key)
+                if entry is not None and entry[0] == info.version:
+                    self._on_lookup(True)
+                    self._entries.move_to_end(key)
+                    return entry[2], info.version
+            content, info = await self._backend.read(key, size_max=self._record_size_max)
         except ObjectMissing:
             self.forget(key)
             raise
-        entry = self._entries.get(key)
-        is_remembered = entry is not None and entry[0] == info.version
-        self._on_lookup(is_remembered)
-        if entry is not None and is_remembered:
-            self._entries.move_to_end(key)
-            return entry[2], info.version
-        content, info = await self._backend.read(key, size_max=self._record_size_max)
+        self._on_lookup(False)
         value = self._decode(content)
         self._remember(key, info.version, len(content) + _ENTRY_OVERHEAD, value)
         return value, info.version
+
+    async def refresh(self, key: str) -> None:
+        """Read a record anew that is remembered and no longer what it was."""
+        if key in self._entries:
+            with suppress(ObjectMissing):
+                await self.get_versioned(key)
+
+    def forget_all(self) -> None:
+        self._entries.clear()
+        self._size = 0
 
     def forget(self, key: str) -> None:
         entry = self._entries.pop(key, None)

@@ -16,8 +16,11 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from registry.api import blobs, hub, listings, manifests, modelkits, operations, uploads
+from kitspec.errors import OciError
+from registry.api import accounts, blobs, hub, listings, manifests, modelkits, operations, uploads
 from registry.api.call import Call
+from registry.auth.policy import Action
+from registry.hub_paths import parse_hub_path
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
@@ -45,6 +48,9 @@ class Endpoint(enum.Enum):
     READY = enum.auto()
     STARTED = enum.auto()
     METRICS = enum.auto()
+    TOKEN = enum.auto()
+    API_KEYS = enum.auto()
+    API_KEY = enum.auto()
 
 
 LABELS = {
@@ -68,19 +74,24 @@ LABELS = {
     Endpoint.READY: "health",
     Endpoint.STARTED: "health",
     Endpoint.METRICS: "metrics",
+    Endpoint.TOKEN: "token",
+    Endpoint.API_KEYS: "api_keys",
+    Endpoint.API_KEY: "api_keys",
 }
 """`handler` in metrics and logs; Distribution's words where it has one."""
 
 
 class Access(enum.Enum):
-    """What a caller must be allowed to do. Policy is decided in one place, before the handler."""
+    """What a caller must be allowed to do: any of these. Decided in one place, before the handler; a handler may ask for more."""
 
-    OPEN = "open"
-    BASE = "base"
-    CATALOG = "catalog"
-    PULL = "pull"
-    PUSH = "push"
-    DELETE = "delete"
+    OPEN = ()
+    BASE = (Action.ENTER,)
+    CATALOG = (Action.LIST,)
+    METRICS = (Action.MONITOR,)
+    PULL = (Action.READ,)
+    # Which of the two it is depends on whether the tag is there: api/manifests.py knows.
+    PUSH = (Action.CREATE, Action.UPDATE)
+    DELETE = (Action.DELETE,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +118,15 @@ ROUTES = (
     Route("end-8", Endpoint.TAGS, "GET", listings.list_tags, Access.PULL),
     Route("end-12", Endpoint.REFERRERS, "GET", listings.list_referrers, Access.PULL),
     Route("_catalog", Endpoint.CATALOG, "GET", listings.list_repositories, Access.CATALOG),
-    Route("_oci", Endpoint.DISCOVERY, "GET", modelkits.discover, Access.BASE),
+    # The same for everybody, and what docs/extension.md says: a client learns from it which token to ask for.
+    Route("_oci", Endpoint.DISCOVERY, "GET", modelkits.discover, Access.OPEN),
     Route("_modelkit", Endpoint.FILES, "GET", modelkits.list_files, Access.PULL),
     Route("_modelkit", Endpoint.FILE, "GET", modelkits.get_file, Access.PULL),
     Route("_modelkit", Endpoint.KITFILE, "GET", modelkits.get_kitfile, Access.PULL),
     Route("_modelkit", Endpoint.ARCHIVE, "GET", modelkits.get_archive, Access.PULL),
     Route("_modelkit", Endpoint.TENSORS, "GET", modelkits.list_tensors, Access.PULL),
     Route("_modelkit", Endpoint.TENSORS_OF_FILE, "GET", modelkits.get_tensors, Access.PULL),
-    # Whatever it is that would write, it is refused: nobody has to be allowed to be told so.
+    # What is below a repository needs a read of it; what is below none (lists, who am I) is as the catalogue.
     Route("hub", Endpoint.HUB, "GET", hub.get_hub, Access.PULL),
     Route("hub", Endpoint.HUB, "POST", hub.post_hub, Access.PULL),
     Route("hub", Endpoint.HUB, "PUT", hub.refuse_write, Access.PULL),
@@ -123,7 +135,13 @@ ROUTES = (
     Route("ours", Endpoint.LIVE, "GET", operations.get_live, Access.OPEN),
     Route("ours", Endpoint.READY, "GET", operations.get_ready, Access.OPEN),
     Route("ours", Endpoint.STARTED, "GET", operations.get_started, Access.OPEN),
-    Route("ours", Endpoint.METRICS, "GET", operations.get_metrics, Access.OPEN),
+    Route("ours", Endpoint.METRICS, "GET", operations.get_metrics, Access.METRICS),
+    # Credentials are shown to them, and checked by them: each says who it is for.
+    Route("token", Endpoint.TOKEN, "GET", accounts.get_token, Access.OPEN),
+    Route("token", Endpoint.TOKEN, "POST", accounts.post_token, Access.OPEN),
+    Route("_modelkit", Endpoint.API_KEYS, "GET", accounts.list_api_keys, Access.BASE),
+    Route("_modelkit", Endpoint.API_KEYS, "POST", accounts.create_api_key, Access.BASE),
+    Route("_modelkit", Endpoint.API_KEY, "DELETE", accounts.delete_api_key, Access.BASE),
 )
 
 # GET answers HEAD too, everywhere.
@@ -140,7 +158,12 @@ _FIXED = {
     "/readyz": Endpoint.READY,
     "/startupz": Endpoint.STARTED,
     "/metrics": Endpoint.METRICS,
+    "/v2/token": Endpoint.TOKEN,
+    "/v2/_modelkit/apikeys": Endpoint.API_KEYS,
 }
+
+# `_modelkit` is no name of a repository.
+_API_KEY = re.compile(r"/v2/_modelkit/apikeys/(?P<id>[0-9a-f]{1,64})", re.ASCII)
 
 # Any characters but an escape in the name; the strict check, with its error, is RepositoryName's.
 _NAMED = re.compile(
@@ -188,7 +211,7 @@ class Target:
     """Where a path leads.
 
     Attributes:
-        name: of the repository, unchecked; "" where there is none.
+        name: of the repository, unchecked; "" where there is none. For the hub as its parser reads it: "" where it cannot.
         argument: digest, reference or upload id, unescaped and unchecked; meaningless where the path has none.
         path: of a file in a ModelKit, unescaped and unchecked; or what follows `/hf/`, as it was sent.
     """
@@ -205,11 +228,24 @@ def target_of(raw_path: str) -> Target | None:
     if fixed is not None:
         return Target(fixed)
     if raw_path.startswith(_HUB_PREFIX):
-        return Target(Endpoint.HUB, path=raw_path.removeprefix(_HUB_PREFIX))
+        path = raw_path.removeprefix(_HUB_PREFIX)
+        return Target(Endpoint.HUB, _hub_name(path), path=path)
+    api_key = _API_KEY.fullmatch(raw_path)
+    if api_key is not None:
+        return Target(Endpoint.API_KEY, argument=api_key["id"])
     extension = _EXTENSION.fullmatch(raw_path)
     if extension is not None:
         return _extension_target(extension)
     return _named_target(raw_path)
+
+
+def _hub_name(path: str) -> str:
+    """The repository that a question of the hub's is about; "" for none, and for what the handler refuses."""
+    try:
+        asked = parse_hub_path(path)
+        return "" if asked.operation in ("list", "whoami") else asked.name
+    except OciError:
+        return ""
 
 
 def _named_target(raw_path: str) -> Target | None:

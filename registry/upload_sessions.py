@@ -16,7 +16,7 @@ import base64
 import json
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -55,6 +55,7 @@ class _Note:
     algorithm: str
     state: bytes
     """Of the hash over all bytes so far; empty where it cannot be kept."""
+    owner: str = ""
 
     def to_bytes(self) -> bytes:
         return json.dumps(
@@ -62,13 +63,15 @@ class _Note:
                 "repository": self.repository,
                 "algorithm": self.algorithm,
                 "state": base64.b64encode(self.state).decode(),
+                "owner": self.owner,
             }
         ).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         document = json.loads(content)
-        return cls(document["repository"], document["algorithm"], base64.b64decode(document["state"]))
+        state = base64.b64decode(document["state"])
+        return cls(document["repository"], document["algorithm"], state, document.get("owner", ""))
 
 
 class UploadSession:
@@ -85,7 +88,7 @@ class UploadSession:
     def _take(self, upload: Upload) -> None:
         self._upload = upload
         note = _Note.from_bytes(upload.note)
-        self.repository = note.repository
+        self.repository, self.owner = note.repository, note.owner
         self._algorithm = note.algorithm
         if upload.offset == 0:
             self._hasher: hash_state.Hasher | None = hash_state.begin(note.algorithm)
@@ -220,7 +223,7 @@ class UploadSession:
 
     def _note(self) -> bytes:
         kept = self._hasher.keep() if isinstance(self._hasher, hash_state.KeepableSha256) else b""
-        return _Note(self.repository, self._algorithm, kept).to_bytes()
+        return _Note(self.repository, self._algorithm, kept, self.owner).to_bytes()
 
 
 class UploadSessions:
@@ -250,14 +253,19 @@ class UploadSessions:
         # Uploads by the part of their id that stands for the repository: those of the last count, and those begun since.
         self._open: Counter[str] = Counter()
 
-    async def begin(self, name: RepositoryName, *, algorithm: str = "sha256") -> UploadSession:
+    async def begin(
+        self, name: RepositoryName, *, algorithm: str = "sha256", owner: str = ""
+    ) -> UploadSession:
         """A new upload.
+
+        Args:
+            owner: nobody else can go on with it; "" is everybody who has no name either.
 
         Raises:
             TooManyRequests: too many are open.
         """
         mark = _mark_of(name)
-        note = _Note(name, algorithm, b"")
+        note = _Note(name, algorithm, b"", owner)
         with translated():
             if self._is_full(mark):
                 self._open = Counter([upload.id[:_MARK_LENGTH] async for upload in self._backend.uploads()])
@@ -275,11 +283,11 @@ class UploadSessions:
     def _is_full(self, mark: str) -> bool:
         return self._open[mark] >= self._per_repository_max or self._open.total() >= self._count_max
 
-    async def resume(self, name: RepositoryName, upload_id: str) -> UploadSession:
-        """An upload of this repository, whichever worker began it.
+    async def resume(self, name: RepositoryName, upload_id: str, *, owner: str = "") -> UploadSession:
+        """An upload of this repository and this owner, whichever worker began it.
 
         Raises:
-            BlobUploadUnknown: it ended, expired, never was, or is another repository's.
+            BlobUploadUnknown: it ended, expired, never was, or is another repository's or another owner's.
         """
         try:
             with translated():
@@ -287,23 +295,30 @@ class UploadSessions:
         except (UploadMissing, ValueError) as error:
             raise _unknown(upload_id) from error
         session = UploadSession(self._backend, upload, self._watchers, size_max=self._size_max)
-        if session.repository != name:
+        if session.repository != name or session.owner != owner:
             raise _unknown(upload_id)
         return session
 
-    async def settled(self, name: RepositoryName, upload_id: str) -> UploadSession:
+    async def settled(self, name: RepositoryName, upload_id: str, *, owner: str = "") -> UploadSession:
         """`resume` for a client that asks how far the upload has come: an append that was cut off may end first.
 
         Raises:
             BlobUploadUnknown: as `resume`.
         """
         deadline = asyncio.get_running_loop().time() + _BUSY_WAIT_S
-        session = await self.resume(name, upload_id)
+        session = await self.resume(name, upload_id, owner=owner)
         while (  # noqa: ASYNC110 - who appends may be another process, which sends no event
             not await session.is_idle() and asyncio.get_running_loop().time() < deadline
         ):
             await asyncio.sleep(_BUSY_POLL_S)
-        return await self.resume(name, upload_id)
+        return await self.resume(name, upload_id, owner=owner)
+
+    async def receiving(self, *, since: float) -> Callable[[RepositoryName], bool]:
+        """Which repositories something was added to an upload of since then, by the store's clock, that is not done yet."""
+        marks = {
+            upload.id[:_MARK_LENGTH] async for upload in self._backend.uploads() if upload.modified >= since
+        }
+        return lambda name: _mark_of(name) in marks
 
     async def expire(self, *, now: float, age_s: float, dry_run: bool = False) -> list[str]:
         """End the uploads that nobody has added to for `age_s` seconds; their ids.

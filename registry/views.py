@@ -48,6 +48,7 @@ from kitspec.views import (
     slice_of,
 )
 from registry import layout
+from registry.auth.layers import LayerScope
 from registry.content import Content, Literal
 from registry.content_reader import ContentReader
 from registry.derived import Derived, DerivedRecords, TarRecipe
@@ -106,19 +107,26 @@ class Views:
         self._roots: OrderedDict[_Asked, Digest] = OrderedDict()
         self._deriving: WeakValueDictionary[_Asked, asyncio.Lock] = WeakValueDictionary()
         # In which pack a file was found lately.
-        self._files: OrderedDict[tuple[RepositoryName, Digest], Pack] = OrderedDict()
+        self._files: OrderedDict[tuple[RepositoryName, Digest, LayerScope | None], Pack] = OrderedDict()
 
     # ---- manifests
 
     async def find_manifest(
-        self, name: RepositoryName, reference: Tag | Digest, filters: Sequence[Filter] = ()
+        self,
+        name: RepositoryName,
+        reference: Tag | Digest,
+        filters: Sequence[Filter] = (),
+        *,
+        scope: LayerScope | None,
     ) -> FoundManifest:
         """A manifest that was pushed, or a view.
 
         Args:
             filters: in the syntax of kit's `--filter`: a slice of what `reference` names.
+            scope: what the reader may have of a view; of what is no view that is to be asked elsewhere (`layer_access.py`).
 
         Raises:
+            Denied: the reader may not have all of the view.
             ManifestUnknown, NameUnknown: there is no such thing; the message says what was wrong with a view's name.
             QueryInvalid: a filter chooses nothing.
             ManifestInvalid: the kit, or a layer of it, is broken.
@@ -128,7 +136,7 @@ class Views:
             stored, versions = await self._kits.find_manifest(name, reference)
             of = await self._source_of(name, stored.digest, versions)
             return FoundManifest(stored, of, versions)
-        choice = await self._kits.choose(name, reference, filters)
+        choice = await self._kits.choose(name, reference, filters, scope=scope)
         root = await self._derive(choice, view)
         found = await self._derived.get(name, root)
         if found is None:
@@ -162,11 +170,17 @@ class Views:
         except ContentInvalid as error:
             raise ManifestInvalid(f"no view of {choice.kit.digest}: {error}") from error
         root = derived.root.descriptor.digest
+        # A slice says of itself what was chosen, with layers or without; other forms hold layers alone.
+        sections = frozenset(
+            [section for section, _ in choice.chosen]
+            if form is None
+            else [layer.pair.section for layer in choice.layers]
+        )
         if form == "modelpack":
             await self._put_pack(choice, root)
         # Parts first: who knows the root can have the rest.
         for document in (*derived.parts, derived.root):
-            record = Derived(source, document.media_type, document.content)
+            record = Derived(source, document.media_type, document.content, sections=sections)
             await self._derived.put(choice.name, document.descriptor.digest, record)
         self._roots[key] = root
         if len(self._roots) > _REMEMBERED_MAX:
@@ -222,7 +236,9 @@ class Views:
             with suppress(StorageError):  # it is found out again next time
                 await self.backend.write(key, digest.encode())
         recipe = TarRecipe(index, is_readable)
-        await self._derived.put(choice.name, digest, Derived(choice.kit.digest, OCI_LAYER, recipe=recipe))
+        sections = frozenset((layer.pair.section,))
+        record_of = Derived(choice.kit.digest, OCI_LAYER, recipe=recipe, sections=sections)
+        await self._derived.put(choice.name, digest, record_of)
         return Descriptor(OCI_LAYER, digest, content.size)
 
     # ---- ModelPacks
@@ -247,6 +263,8 @@ class Views:
     async def find_blob(self, name: RepositoryName, digest: Digest) -> Content:
         """A blob that stands nowhere: a derived config, a layer written anew, or a file of a derived ModelPack.
 
+        That the reader may have it is the caller's to know.
+
         Raises:
             BlobUnknown: there is no such thing in the repository.
         """
@@ -255,21 +273,29 @@ class Views:
             return Content([Literal(found[0].content)])
         if found is not None and found[0].recipe is not None:
             recipe = found[0].recipe
-            choice = await self._kits.choose(name, found[0].of)
+            choice = await self._kits.choose(name, found[0].of, scope=None)  # the caller may have the digest
             wanted = choice.kit.manifest.layers[recipe.index]
             layer = next(layer for layer in choice.layers if layer.pair.layer is wanted)
             return await self._kits.tar_of(choice, layer, is_readable=recipe.is_readable)
-        file = await self._find_file(name, digest) if await self._derived.are_in(name) else None
+        file = await self.find_file(name, digest)
         if file is None:
             raise BlobUnknown(f"no blob {digest} in {name}", detail={"digest": digest})
         return file.content
 
-    async def _find_file(self, name: RepositoryName, digest: Digest) -> KitFile | None:
-        """A file by its digest, in the kits that were looked at as ModelPacks."""
-        key = (name, digest)
+    async def find_file(
+        self, name: RepositoryName, digest: Digest, scope: LayerScope | None = None
+    ) -> KitFile | None:
+        """A file by its digest, in the kits that were looked at as ModelPacks.
+
+        Args:
+            scope: sections that it is to be in; None for any.
+        """
+        if not await self._derived.are_in(name):
+            return None
+        key = (name, digest, scope)
         lately = self._files.get(key)
         if lately is not None:
-            found = await self._look_into(name, lately, digest)
+            found = await self._look_into(name, lately, digest, scope)
             if found is not None:
                 return found
             self._files.pop(key, None)
@@ -279,7 +305,7 @@ class Views:
             if derived is None or digest.encode() not in derived[0].content:
                 continue
             pack = await self._packs.get(info.key)
-            found = await self._look_into(name, pack, digest)
+            found = await self._look_into(name, pack, digest, scope)
             if found is not None:
                 self._files[key] = pack
                 if len(self._files) > _REMEMBERED_MAX:
@@ -287,9 +313,14 @@ class Views:
                 return found
         return None
 
-    async def _look_into(self, name: RepositoryName, pack: Pack, digest: Digest) -> KitFile | None:
+    async def _look_into(
+        self, name: RepositoryName, pack: Pack, digest: Digest, scope: LayerScope | None
+    ) -> KitFile | None:
+        places = pack.places
+        if scope is not None:
+            places = frozenset(place for place in places if place[0] in scope.sections)
         try:
-            choice = await self._kits.choose_places(name, pack.of, pack.places)
+            choice = await self._kits.choose_places(name, pack.of, places)
             return await self._kits.find_digest(choice, digest)
         except (ManifestUnknown, ManifestInvalid, BlobUnknown):
             return None  # its source, or a layer of it, is gone

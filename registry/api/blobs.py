@@ -9,14 +9,16 @@ from kitspec.errors import BlobUnknown, Unsupported
 from kitspec.http_fields import ByteSpan
 from registry.api.call import Call
 from registry.api.conditions import Verdict, span_of, verdict_of
-from registry.api.sending import begin, send_content, write_delivery
+from registry.api.sending import begin, redirect_to, send_content, url_size_min, write_delivery
 from registry.hosted import BLOB_MEDIA_TYPE
-from storage_backends.interface import Delivery, PresignedUrl
+from storage_backends.interface import ByteStream, LocalFile, PresignedUrl
 
 
 async def get_blob(call: Call) -> web.StreamResponse:
     """GET and HEAD of a blob, whole or a range; also of one that only a view has."""
     digest = Digest(call.argument)
+    if call.layers is not None:
+        await call.services.layers.require_blob(call.name, digest, call.layers)
     try:
         return await _stored_blob(call, digest)
     except BlobUnknown:
@@ -32,7 +34,7 @@ async def _stored_blob(call: Call, digest: Digest) -> web.StreamResponse:
         "Accept-Ranges": "bytes",
     }
     if call.request.method == "HEAD":
-        blob = await call.registry.stat_blob(call.name, digest)
+        blob = await call.registry.confirm_blob(call.name, digest)
         verdict = verdict_of(call.headers, digest)
         if verdict is not Verdict.GO_ON:
             return web.Response(status=verdict.value, headers=headers)
@@ -48,9 +50,12 @@ async def _stored_blob(call: Call, digest: Digest) -> web.StreamResponse:
         wanted = span_of(call.headers, "GET", digest, size) if verdict is Verdict.GO_ON else None
         return wanted
 
-    async with call.registry.deliver_blob(call.name, digest, choose) as delivery:
+    size_min = url_size_min(call)
+    async with call.registry.deliver_blob(call.name, digest, choose, url_size_min=size_min) as delivery:
         if verdict is not Verdict.GO_ON:
             return web.Response(status=verdict.value, headers=headers)
+        if isinstance(delivery, PresignedUrl):
+            return redirect_to(delivery, {"Docker-Content-Digest": digest})
         return await _send(call, delivery, headers, is_part=wanted is not None)
 
 
@@ -71,11 +76,8 @@ def refuse_when_deletes_are_off(call: Call) -> None:
 
 
 async def _send(
-    call: Call, delivery: Delivery, headers: dict[str, str], *, is_part: bool
+    call: Call, delivery: LocalFile | ByteStream, headers: dict[str, str], *, is_part: bool
 ) -> web.StreamResponse:
-    if isinstance(delivery, PresignedUrl):
-        redirect = headers | {"Location": delivery.url, "Cache-Control": "no-store"}
-        return web.Response(status=307, headers=redirect)
     span = ByteSpan(delivery.span.start, delivery.span.stop)
     response = begin(headers, span, delivery.size, media_type=BLOB_MEDIA_TYPE, is_part=is_part)
     await response.prepare(call.request)

@@ -12,14 +12,20 @@ from aiohttp import web
 
 from kitspec.errors import ManifestTooLarge, QueryInvalid
 from kitspec.names import RepositoryName
+from registry.auth.guard import Guard
+from registry.auth.identity import ANONYMOUS, Identity
+from registry.auth.layers import LayerScope
+from registry.auth.policy import NOBODY, Action, Decision, Policy, without_limits
 from registry.body import Slots, pieces_of, upload_of
 from registry.content_reader import ContentReader
 from registry.hosted import HostedRegistry, Versions
 from registry.kits import Kits
+from registry.layer_access import LayerAccess
 from registry.upload_sessions import Chunks
 from registry.views import Views
 
 if TYPE_CHECKING:
+    from registry.auth.accounts import Accounts
     from registry.config import Config
     from registry.health import Health
     from registry.metrics import Metrics
@@ -36,10 +42,13 @@ class Services:
     registry: HostedRegistry
     kits: Kits
     views: Views
+    layers: LayerAccess
     reader: ContentReader
     health: Health
     metrics: Metrics
     slots: Slots
+    guard: Guard
+    accounts: Accounts | None = None
 
 
 class Query:
@@ -78,6 +87,9 @@ class Call:
 
     Attributes:
         path: of a file in a ModelKit, unescaped and unchecked; for the hub what follows `/hf/`, as it was sent.
+        identity: who asks.
+        policy: the one that was in force when the request began.
+        layers: of the repository's kits, that may be read; None for all. Set where the route needs a read, before the handler.
         versions: the records that the answer rests on, where it rests on nothing else; may be given again while they last.
     """
 
@@ -87,6 +99,9 @@ class Call:
     argument: str
     path: str = ""
     name: RepositoryName = field(init=False)
+    identity: Identity = ANONYMOUS
+    policy: Policy = NOBODY
+    layers: LayerScope | None = None
     versions: Versions = ()
     _query: Query | None = None
 
@@ -101,6 +116,14 @@ class Call:
     @property
     def config(self) -> Config:
         return self.services.config
+
+    def may(self, action: Action, name: RepositoryName) -> bool:
+        """Whether the caller may do something beyond what the route needs."""
+        return self.services.guard.decide(self.identity, action, name).is_allowed
+
+    def reading(self, name: RepositoryName) -> Decision:
+        """On a repository in a list: a token for the catalogue names none, so what counts is what its bearer may read."""
+        return self.services.guard.decide(without_limits(self.identity), Action.READ, name)
 
     @property
     def headers(self) -> Mapping[str, str]:

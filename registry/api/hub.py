@@ -29,9 +29,12 @@ from kitspec.errors import (
     Unsupported,
 )
 from kitspec.http_fields import format_next_link
+from kitspec.names import RepositoryName
 from kitspec.views import Kit
 from registry.api.call import Call
 from registry.api.sending import send_content
+from registry.auth.layers import LayerScope
+from registry.auth.policy import Action
 from registry.body import pieces_of
 from registry.hub import Hub, ListedKit, Snapshot, TaggedCommit
 from registry.hub_info import (
@@ -53,6 +56,8 @@ _ERROR_CODES: Final[tuple[tuple[type[OciError], str], ...]] = (
     (FileUnknown, "EntryNotFound"),
     (BlobUnknown, "EntryNotFound"),
 )
+# What there is, and not for this caller: the clients' own words for it.
+_REFUSED_CODES: Final[Mapping[int, str]] = {401: "RepoNotFound", 403: "GatedRepo"}
 # Lines of a header that clients and proxies take are 8 KiB and more.
 _MESSAGE_LENGTH_MAX: Final = 1024
 
@@ -117,15 +122,21 @@ async def refuse_write(call: Call) -> web.StreamResponse:
 
 
 async def _answer_whoami(call: Call, path: HubPath) -> web.StreamResponse:
-    """There are no accounts: whatever token a client sends, it is nobody in particular, who may read."""
-    _ = call, path
-    token = {"displayName": "anonymous", "role": "read"}
+    """Where there are no accounts whatever token a client sends is nobody's in particular, who may read.
+
+    Raises:
+        CredentialsNeeded: there are accounts, and no credentials were sent.
+    """
+    _ = path
+    call.services.guard.require(call.identity, (Action.ENTER,), "", ())
+    name = call.identity.name or "anonymous"
+    token = {"displayName": name, "role": "read"}
     return _json(
         {
             "type": "user",
-            "id": "anonymous",
-            "name": "anonymous",
-            "fullname": "anonymous",
+            "id": name,
+            "name": name,
+            "fullname": name,
             "orgs": [],
             "auth": {"type": "access_token", "accessToken": token},
         }
@@ -210,7 +221,10 @@ async def _answer_list(call: Call, path: HubPath) -> web.StreamResponse:
     def is_wanted(name: str) -> bool:
         return _is_wanted_id(call, name.removeprefix(below))
 
-    async for kit in _hub(call).kits(below=below, after=last, is_wanted=is_wanted):
+    def may_read(name: RepositoryName) -> bool:
+        return call.reading(name).is_allowed
+
+    async for kit in _hub(call).kits(below=below, after=last, may_read=may_read, is_wanted=is_wanted):
         if looked_up == _LOOKED_UP_MAX or (len(found) == size_max and not is_sorted):
             link = _next_link(call, last)
             break
@@ -306,7 +320,12 @@ def _entries_answer(
 
 def _hub(call: Call) -> Hub:
     services = call.services
-    return Hub(services.registry, services.kits, services.views, root=call.config.hub.root)
+
+    def scope_of(name: RepositoryName) -> LayerScope | None:
+        return call.reading(name).layers
+
+    root = call.config.hub.root
+    return Hub(services.registry, services.kits, services.views, root=root, scope_of=scope_of)
 
 
 async def _snapshot(call: Call, path: HubPath) -> Snapshot:
@@ -393,24 +412,31 @@ def _json(document: object, headers: Mapping[str, str] | None = None) -> web.Str
     return web.Response(body=body, headers={"Content-Type": "application/json", **(headers or {})})
 
 
+def error_headers(error: OciError) -> dict[str, str]:
+    """What the Hub's clients go by."""
+    message = error.message.encode("ascii", "backslashreplace").decode()
+    headers = {"X-Error-Message": re.sub(r"[^\x20-\x7e]", " ", message)[:_MESSAGE_LENGTH_MAX]}
+    code = _code_of(error) or _REFUSED_CODES.get(error.status)
+    if code is not None:
+        headers["X-Error-Code"] = code
+    return headers
+
+
+def _code_of(error: OciError) -> str | None:
+    """Of what is not there."""
+    return next((code for kind, code in _ERROR_CODES if isinstance(error, kind)), None)
+
+
 def _refusal(error: OciError) -> web.StreamResponse:
     """An error as the Hub's clients tell them apart.
 
     Raises:
         OciError: it is not of those; it is left to the middleware, which knows headers of its own for some.
     """
-    code = next((code for kind, code in _ERROR_CODES if isinstance(error, kind)), None)
-    if code is None and (error.status not in (400, 404) or isinstance(error, RangeInvalid)):
+    is_missing = _code_of(error) is not None
+    if not is_missing and (error.status not in (400, 404) or isinstance(error, RangeInvalid)):
         raise error
-    message = error.message.encode("ascii", "backslashreplace").decode()
-    headers = {
-        "Content-Type": "application/json",
-        "X-Error-Message": re.sub(r"[^\x20-\x7e]", " ", message)[:_MESSAGE_LENGTH_MAX],
-    }
-    if code is not None:
-        headers["X-Error-Code"] = code
+    headers = {"Content-Type": "application/json", **error_headers(error)}
     if isinstance(error.detail, dict) and "commit" in error.detail:
         headers["X-Repo-Commit"] = error.detail["commit"]
-    return web.Response(
-        status=404 if code is not None else error.status, body=error.to_json(), headers=headers
-    )
+    return web.Response(status=404 if is_missing else error.status, body=error.to_json(), headers=headers)

@@ -9,11 +9,14 @@ from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
+from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
-from kitspec.errors import QueryInvalid
+from kitspec.errors import ManifestUnknown, QueryInvalid
 from kitspec.http_fields import format_next_link
 from kitspec.media_types import OCI_INDEX
+from kitspec.names import RepositoryName
 from registry.api.call import Call
+from registry.auth.layers import LayerScope
 
 _NUMBER = re.compile(r"[0-9]{1,1000}", re.ASCII)
 
@@ -28,7 +31,7 @@ async def list_tags(call: Call) -> web.StreamResponse:
 async def list_repositories(call: Call) -> web.StreamResponse:
     """GET _catalog?n=&last="""
     size_max = page_size(call, call.config.catalog.maxentries)
-    names, is_more = await _page(call.registry.repositories(after=call.query.one("last") or ""), size_max)
+    names, is_more = await _page(_readable_names(call, after=call.query.one("last") or ""), size_max)
     return _listing({"repositories": names}, _next(call, names, size_max, is_more=is_more))
 
 
@@ -45,6 +48,8 @@ async def list_referrers(call: Call) -> web.StreamResponse:
         async for referrer in call.registry.referrers(call.name, subject)
         if referrer.digest > last and (not artifact_types or referrer.artifact_type in artifact_types)
     ]
+    if call.layers is not None:
+        found = [referrer for referrer in found if await _is_readable(call, referrer, call.layers)]
     manifests: list[bytes] = []
     size, link = 0, None
     for referrer in sorted(found, key=lambda referrer: referrer.digest):
@@ -63,6 +68,20 @@ async def list_referrers(call: Call) -> web.StreamResponse:
         headers["OCI-Filters-Applied"] = "artifactType"
     head = b'{"schemaVersion":2,"mediaType":"' + OCI_INDEX.encode() + b'","manifests":['
     return web.Response(body=head + b",".join(manifests) + b"]}", headers=headers)
+
+
+async def _is_readable(call: Call, referrer: Descriptor, scope: LayerScope) -> bool:
+    try:
+        stored, _ = await call.services.kits.find_manifest(call.name, referrer.digest)
+    except ManifestUnknown:
+        return False
+    return await call.services.layers.may_read_manifest(call.name, stored, scope)
+
+
+async def _readable_names(call: Call, *, after: str) -> AsyncIterator[RepositoryName]:
+    async for name in call.registry.repositories(after=after):
+        if call.reading(name).is_allowed:
+            yield name
 
 
 def page_size(call: Call, size_max: int) -> int:

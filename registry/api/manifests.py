@@ -5,20 +5,30 @@ from __future__ import annotations
 from aiohttp import web
 
 from kitspec.digest import Digest
-from kitspec.errors import FilterInvalid, ManifestTypeUnsupported, ManifestUnknown, QueryInvalid, TagInvalid
+from kitspec.errors import (
+    Denied,
+    FilterInvalid,
+    ManifestTypeUnsupported,
+    ManifestUnknown,
+    QueryInvalid,
+    TagInvalid,
+)
 from kitspec.manifest import parse_manifest
 from kitspec.names import Tag
 from kitspec.selection import Filter, parse_filter
 from registry.api.blobs import refuse_when_deletes_are_off
 from registry.api.call import Call
 from registry.api.conditions import Verdict, verdict_of
+from registry.auth.policy import Action
+from registry.hosted import tag_is_taken
 
 
 async def get_manifest(call: Call) -> web.StreamResponse:
     """GET and HEAD, by tag or by digest; the bytes and the media type are those of the push, or a view's own."""
-    found = await call.services.views.find_manifest(
-        call.name, known_reference(call.argument), filters_of(call)
-    )
+    reference, filters = known_reference(call.argument), filters_of(call)
+    found = await call.services.views.find_manifest(call.name, reference, filters, scope=call.layers)
+    if call.layers is not None:
+        await call.services.layers.require_manifest(call.name, reference, found.manifest, call.layers)
     manifest, call.versions = found.manifest, found.versions
     headers = {
         "Docker-Content-Digest": manifest.digest,
@@ -41,6 +51,7 @@ async def put_manifest(call: Call) -> web.StreamResponse:
     media_type = _media_type(call)
     content = await call.read_manifest(call.config.limits.manifestsize)
     manifest = parse_manifest(content, media_type)
+    await _check_tags(call, tags, reference if isinstance(reference, Digest) else Digest.of(content))
     await call.services.views.materialise(call.name, manifest)
     stored = await call.registry.store_manifest(
         call.name,
@@ -49,6 +60,7 @@ async def put_manifest(call: Call) -> web.StreamResponse:
         media_type,
         expect=reference if isinstance(reference, Digest) else None,
         tags=tags,
+        may_move_tags=call.may(Action.UPDATE, call.name),
     )
     call.services.kits.index_soon(manifest)
     headers = {
@@ -66,8 +78,47 @@ async def put_manifest(call: Call) -> web.StreamResponse:
 async def delete_manifest(call: Call) -> web.StreamResponse:
     """DELETE: by tag only the tag; by digest the manifest and its tags."""
     refuse_when_deletes_are_off(call)
-    await call.registry.delete_manifest(call.name, known_reference(call.argument))
+    reference = known_reference(call.argument)
+    if isinstance(reference, Digest):
+        await _refuse_collisions(call, reference)
+    await call.registry.delete_manifest(call.name, reference)
     return web.Response(status=202, headers={"Content-Length": "0"})
+
+
+async def _check_tags(call: Call, tags: tuple[Tag, ...], digest: Digest) -> None:
+    """A tag that is there is updated, another one created; each is a right of its own. No tag is special (V-12).
+
+    Raises:
+        Denied: the caller has not got the one that a tag takes; nothing is stored.
+    """
+    may_create, may_update = call.may(Action.CREATE, call.name), call.may(Action.UPDATE, call.name)
+    if may_create and may_update:
+        return
+    for tag in tags:
+        target = await call.registry.tag_target(call.name, tag)
+        if target is None and not may_create:
+            raise Denied(
+                f"{call.name}:{tag} is not there, and you may update tags here but not create them",
+                detail={"tag": tag},
+            )
+        if target is not None and target != digest and not may_update:
+            raise tag_is_taken(call.name, tag)
+
+
+async def _refuse_collisions(call: Call, digest: Digest) -> None:
+    """zot's `detectManifestCollision`: with a manifest its tags go, and somebody else may mean another one of them.
+
+    Raises:
+        Denied: it has more tags than one.
+    """
+    if not call.may(Action.DETECT_COLLISION, call.name):
+        return
+    tags = await call.registry.tags_of(call.name, digest)
+    if len(tags) > 1:
+        raise Denied(
+            f"{digest} has {len(tags)} tags, {', '.join(tags[:5])}{', …' if len(tags) > 5 else ''}; "
+            "delete the tags one by one (detectManifestCollision)"
+        )
 
 
 def _reference(text: str) -> Tag | Digest:

@@ -23,6 +23,7 @@ from registry.api.call import Call
 from registry.api.listings import page_size
 from registry.api.manifests import filters_of, known_reference
 from registry.api.sending import send_content
+from registry.auth.layers import LayerScope
 from registry.content import Content, Literal
 from registry.kits import ChosenKit, KitFile
 from registry.tensors import TensorFile, TensorsInvalid, format_of, read_tensors
@@ -67,7 +68,7 @@ async def discover(call: Call) -> web.StreamResponse:
 
 async def list_files(call: Call) -> web.StreamResponse:
     """GET files/<reference>?filter=&path=&prefix=&n=&last="""
-    choice = await _choice(call)
+    choice = await _readable_part(call)
     size_max = page_size(call, call.config.catalog.maxentries)
     page: list[KitFile] = []
     link: str | None = None
@@ -86,8 +87,8 @@ async def list_files(call: Call) -> web.StreamResponse:
 
 async def get_file(call: Call) -> web.StreamResponse:
     """GET and HEAD files/<reference>/<path>: one file, whole or a range."""
-    choice = await _choice(call)
-    file = await call.services.kits.find_file(choice, call.path)
+    choice = await _readable_part(call)
+    file = await _find_file(call, choice)
     assert file.digest is not None
     media_type, disposition = _presentation(file.path)
     headers = {
@@ -101,7 +102,7 @@ async def get_file(call: Call) -> web.StreamResponse:
 
 async def get_kitfile(call: Call) -> web.StreamResponse:
     """GET kitfile/<reference>: as YAML, or as JSON if that is what is asked for."""
-    choice = await _choice(call)
+    choice = await _kitfile_choice(call)
     kitfile = kept_entries(choice.kit.kitfile, choice.chosen)
     wants_json = call.query.one("format") == "json" or call.headers.get("Accept", "").startswith(
         "application/json"
@@ -130,7 +131,7 @@ async def get_archive(call: Call) -> web.StreamResponse:
 
 async def list_tensors(call: Call) -> web.StreamResponse:
     """GET tensors/<reference>: the files that hold tensors, each with what its header says."""
-    choice = await _choice(call)
+    choice = await _readable_part(call)
     listed = [
         _tensor_summary(file, await _tensors(call, file))
         async for file in call.services.kits.files(choice)
@@ -141,8 +142,8 @@ async def list_tensors(call: Call) -> web.StreamResponse:
 
 async def get_tensors(call: Call) -> web.StreamResponse:
     """GET tensors/<reference>/<path>: the header of one file; with `name=` the bytes of one tensor."""
-    choice = await _choice(call)
-    file = await call.services.kits.find_file(choice, call.path)
+    choice = await _readable_part(call)
+    file = await _find_file(call, choice)
     tensors = await _tensors(call, file)
     name = call.query.one("name")
     if name is None:
@@ -162,7 +163,34 @@ async def get_tensors(call: Call) -> web.StreamResponse:
 
 
 async def _choice(call: Call) -> ChosenKit:
-    return await call.services.kits.choose(call.name, known_reference(call.argument), filters_of(call))
+    """What was asked for, if the caller may read all of it."""
+    return await _chosen(call, call.layers)
+
+
+async def _readable_part(call: Call) -> ChosenKit:
+    """What was asked for, without the layers that the caller may not read: for single files, and lists of them."""
+    return await _chosen(call, call.layers, is_narrowed=True)
+
+
+async def _kitfile_choice(call: Call) -> ChosenKit:
+    may_read_all = call.layers is not None and call.layers.has_kitfile
+    return await _chosen(call, None if may_read_all else call.layers)
+
+
+async def _chosen(call: Call, scope: LayerScope | None, *, is_narrowed: bool = False) -> ChosenKit:
+    reference, filters = known_reference(call.argument), filters_of(call)
+    return await call.services.kits.choose(
+        call.name, reference, filters, scope=scope, is_narrowed=is_narrowed
+    )
+
+
+async def _find_file(call: Call, choice: ChosenKit) -> KitFile:
+    try:
+        return await call.services.kits.find_file(choice, call.path)
+    except FileUnknown as error:
+        if call.layers is None:
+            raise
+        raise FileUnknown(f"{error.message}, of which you may read {call.layers}") from error
 
 
 def _globs(call: Call) -> list[PathGlob]:

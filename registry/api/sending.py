@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from aiohttp import web
 
@@ -57,6 +58,43 @@ def begin(
     if is_part:
         response.headers["Content-Range"] = format_content_range(span, size)
     return response
+
+
+def url_size_min(call: Call) -> int | None:
+    """From which size on the client may be sent to the store for a blob; None for never (`storage.redirect`).
+
+    The client repeats its request there, `Range` and all. The store knows other entity tags than ours: to a request that names
+    one it would say 412, or ignore the range.
+    """
+    redirect = call.config.storage.redirect
+    if redirect.disable or "If-Match" in call.headers or "If-Range" in call.headers:
+        return None
+    if redirect.networks or redirect.exceptnetworks:
+        client = _address_of(call.request)
+        is_wanted = not redirect.networks or _is_in(client, redirect.networks)
+        if not is_wanted or _is_in(client, redirect.exceptnetworks):
+            return None
+    return redirect.minsize
+
+
+def redirect_to(delivery: PresignedUrl, headers: Mapping[str, str]) -> web.Response:
+    """Nobody between us and the client may keep it: it lets whoever has it read."""
+    return web.Response(
+        status=307, headers={**headers, "Location": delivery.url, "Cache-Control": "no-store"}
+    )
+
+
+def _address_of(request: web.BaseRequest) -> IPv4Address | IPv6Address | None:
+    """Of the peer, or of the proxy in front of us; None where there is none."""
+    if request.remote is None:
+        return None
+    address = ip_address(request.remote.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def _is_in(address: IPv4Address | IPv6Address | None, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
+    return address is not None and any(address in network for network in networks)
 
 
 async def write_delivery(call: Call, response: web.StreamResponse, delivery: Delivery) -> None:

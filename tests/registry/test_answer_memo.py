@@ -147,8 +147,6 @@ async def test_kept_answers_are_counted(client: Client, wire: Wire) -> None:
         GET + GET,
         GET.replace(b"1.1", b"1.0"),
         GET.replace(b"GET", b"PUT"),
-        GET.replace(b"Host", b"Authorization: Basic eA==\r\nHost"),
-        GET.replace(b"Host", b"authorization: x\r\nHost"),
         GET.replace(b"Host", b"CONTENT-LENGTH: 1\r\nHost"),
         GET.replace(b"Host", b"Transfer-Encoding: chunked\r\nHost"),
         GET.replace(b"Host", b"Connection: Close\r\nHost"),
@@ -156,7 +154,7 @@ async def test_kept_answers_are_counted(client: Client, wire: Wire) -> None:
         GET.replace(b"Host", b"Expect: 100-continue\r\nHost"),
         GET.replace(b"Host", b"X: " + b"y" * 5000 + b"\r\nHost"),
     ],
-    ids=range(14),
+    ids=range(12),
 )
 def test_what_is_more_than_a_plain_get_is_not_simple(data: bytes) -> None:
     assert not is_simple(data)

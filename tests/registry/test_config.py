@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from registry.config import S3, Config, parse_duration, parse_size
+from registry.config import S3, Config
 from registry.config_sources import ConfigInvalid, json_schema, load_config
+from registry.config_types import parse_duration, parse_size
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,8 +44,11 @@ def test_the_example_holds_every_default_and_nothing_else() -> None:
 
 # One driver stands in a file, and what has no default cannot stand in it with one.
 NOT_IN_THE_EXAMPLE = {
+    "auth",
     "storage.inmemory",
     "storage.s3",
+    "storage.redirect.endpoint",
+    "http.accessControl",
     "http.host",
     "http.secret",
     "http.secret_file",
@@ -129,7 +133,8 @@ worker: 3
 
 
 @pytest.mark.parametrize(
-    "key", ["auth: {}", "redis: {}", "storage: {cache: {}}", "http: {http2: {}}", "storage: {gcs: {}}"]
+    "key",
+    ["auth: {silly: {}}", "redis: {}", "storage: {cache: {}}", "http: {http2: {}}", "storage: {gcs: {}}"],
 )
 def test_a_key_that_only_distribution_has_is_named_as_such(tmp_path: Path, key: str) -> None:
     (problem,) = problems_of(written(tmp_path, key))
@@ -285,18 +290,16 @@ def test_a_variable_replaces_the_driver_of_the_file(tmp_path: Path) -> None:
 
 
 def test_unknown_variables_of_ours_are_refused_and_of_others_told() -> None:
-    loaded = load_config(environ={"REGISTRY_AUTH_HTPASSWD_PATH": "/x", "OTHER": "y"})
+    loaded = load_config(environ={"REGISTRY_REDIS_ADDR": "x", "OTHER": "y"})
 
-    assert loaded.warnings == ("REGISTRY_AUTH_HTPASSWD_PATH: ignored: " + AUTH_HINT,)
+    assert loaded.warnings == ("REGISTRY_REDIS_ADDR: ignored: " + REDIS_HINT,)
     assert problems_of(MODELREG_STORAGE_DELETE_ENABLD="x") == (
         "MODELREG_STORAGE_DELETE_ENABLD: unknown key; did you mean enabled?",
     )
     assert "leaves a gap" in problems_of(MODELREG_LIMITS_TRUSTEDPROXIES_1="10.0.0.1")[0]
 
 
-AUTH_HINT = (
-    "a key of Distribution that this registry does not have: accounts and tokens are not part of this version"
-)
+REDIS_HINT = "a key of Distribution that this registry does not have: none is needed: caches are built in"
 
 
 def test_a_secret_may_stand_in_a_file_of_its_own_and_is_never_shown(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from storage_backends.interface import (
     ObjectMissing,
     ObjectTooLarge,
     Span,
+    SpanChoice,
     StorageBackend,
     StorageUnavailable,
 )
@@ -83,12 +84,14 @@ class WatchedBackend(MemoryBackend):
         return info
 
     @asynccontextmanager
-    async def deliver(self, key: str, span: Span | None = None) -> AsyncIterator[ByteStream]:
+    async def deliver(
+        self, key: str, span: SpanChoice = None, *, url_size_min: int | None = None
+    ) -> AsyncIterator[ByteStream]:
         self.note("deliver", key)
         if not self.gate.is_set():
             self.is_waiting.set()
             await self.gate.wait()
-        async with super().deliver(key, span) as delivery:
+        async with super().deliver(key, span, url_size_min=url_size_min) as delivery:
             yield ByteStream(self._counted(delivery.chunks), delivery.span, delivery.size)
 
     async def _counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

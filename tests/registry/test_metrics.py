@@ -103,6 +103,8 @@ def test_every_family_is_filled_and_in_the_manual() -> None:
     metrics.connection_closed()
     metrics.connection_refused("total")
     metrics.connection_timed_out("body")
+    metrics.login("basic", is_good=True)
+    metrics.auth_source("htpasswd", is_stale=False)
     metrics.show_limits(Config().limits)
     manual = (ROOT / "docs" / "operations.md").read_text()
 

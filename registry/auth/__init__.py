@@ -1,0 +1,1 @@
+"""Who a caller is (authentication) and what they may do (policy)."""
