@@ -8,10 +8,10 @@ STORAGE ?= var/registry
 VERSITYGW := .cache/s3/versitygw-v1.8.0/versitygw
 
 .DEFAULT_GOAL := help
-.PHONY: help init run check fix test test-slow test-s3 test-all conformance bench demo clean
+.PHONY: help init run check fix test test-slow test-s3 test-replicas test-all conformance bench demo clean
 
 help: ## print this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 …") if sys.version_info < (3, 11) else None'
@@ -50,12 +50,15 @@ $(VERSITYGW):
 test-s3: $(VENV)/.dev $(VERSITYGW) ## the S3 backend on a real object store, which it builds
 	VERSITYGW=$(abspath $(VERSITYGW)) $(BIN)/pytest -n auto -m s3
 
+test-replicas: $(VENV)/.dev $(VERSITYGW) ## 500 random pushes over three replicas that are killed; test-s3 has 30
+	VERSITYGW=$(abspath $(VERSITYGW)) SCHEDULES=500 $(BIN)/pytest -m s3 tests/replicas/test_moving_uploads.py -k random_schedules
+
 test-all: test test-slow test-s3 ## the fast suite, the sweeps and S3
 
 conformance: $(VENV)/.dev ## others' suites and clients against us; installs what they need
 	$(BIN)/python -m conformance
 
-bench: $(VENV)/.dev ## speed beside a peer, as ratios
+bench: $(VENV)/.dev ## speed beside a peer, on a folder and on S3, as ratios
 	$(BIN)/python -m bench $(BENCH)
 
 demo: $(VENV)/.run ## a real model: pack, push, list, unpack only the model

@@ -24,7 +24,7 @@ from conformance.server import ServerFailed, ours
 _PARTS = ("official", "clients", "others", "views")
 # What each part needs, the quickest to install first: it runs while the rest is being installed.
 _GO_TOOLS = {
-    "official": ("conformance",),
+    "official": ("conformance", "versitygw"),
     "clients": ("crane", "oras", "regctl"),
     "others": ("olareg", "registry"),
     "views": ("crane", "oras", "regctl", "dockerd"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -10,11 +11,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
 
 from conformance import toolbox
+from tests.replicas.cluster import Bucket, Cluster, ClusterFailed
 
 _START_TIMEOUT_S = 30
 _END_TIMEOUT_S = 15
@@ -23,6 +27,17 @@ _OURS = toolbox.HERE.parent / ".venv" / "bin" / "modelkit-registry"
 
 class ServerFailed(Exception):
     """The server did not start, or ended by itself; the message has the end of its log."""
+
+
+class Runnable(Protocol):
+    """A registry that can be started: a `Subject`, or `Replicas`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def running(self, scratch: Path) -> AbstractContextManager[str]:
+        """As `Subject.running`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,31 @@ def ours(*, storage: str = "local", workers: int = 1, sparse: bool = False) -> S
     return Subject(f"ours, {storage}, {workers} worker{'s' if workers > 1 else ''}", command, environment)
 
 
+@dataclass(frozen=True)
+class Replicas:
+    """Our server on S3: one process, or several that share a bucket and are asked in turn, request by request."""
+
+    count: int
+    sparse: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"ours, S3, {self.count} replica{'s, each request to the next' if self.count > 1 else ''}"
+
+    @contextmanager
+    def running(self, scratch: Path) -> Iterator[str]:
+        """As `Subject.running`; one replica is talked to without the proxy."""
+        settings = {"MODELREG_MANIFESTS_ALLOWSPARSE": "true"} if self.sparse else {}
+        try:
+            with (
+                _bucket(scratch / "store") as bucket,
+                Cluster(bucket, scratch / "replicas", replicas=self.count, settings=settings) as cluster,
+            ):
+                yield urlsplit(cluster.url if self.count > 1 else cluster.urls[0]).netloc
+        except ClusterFailed as error:
+            raise ServerFailed(f"{self.name}: {error}") from error
+
+
 def olareg() -> Subject:
     command = (
         *(
@@ -134,6 +174,50 @@ http: {addr: "127.0.0.1:{port}"}
         {"OTEL_TRACES_EXPORTER": "none"},
         config,
     )
+
+
+@contextmanager
+def _bucket(folder: Path) -> Iterator[Bucket]:
+    """A bucket in versitygw, which keeps it in `folder`."""
+    # To versitygw a folder of its folder is a bucket.
+    (folder / "registry").mkdir(parents=True)
+    bucket = Bucket(
+        f"http://127.0.0.1:{_free_port()}", "registry", secrets.token_hex(8), secrets.token_hex(16)
+    )
+    address = urlsplit(bucket.endpoint).netloc
+    gateway = str(toolbox.go_tool("versitygw"))
+    command = [gateway, "--port", address, "--keep-alive", "--quiet", "posix", str(folder)]
+    log = folder.parent / "versitygw.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env={
+                **os.environ,
+                "ROOT_ACCESS_KEY": bucket.access_key,
+                "ROOT_SECRET_KEY": bucket.secret_key,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_until_it_listens(process, address, log)
+        yield bucket
+    finally:
+        _end(process)
+
+
+def _wait_until_it_listens(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise ServerFailed(f"versitygw does not listen on {address}\n{_tail(log)}")
 
 
 def _named(tool: str) -> str:
