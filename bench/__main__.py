@@ -11,13 +11,13 @@ import signal
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import manifest_load, packing, servers, views, workloads
+from bench import manifest_load, packing, s3, servers, views, workloads
 from bench.figures import GIB, Measure, as_markdown, as_text, judge, table
-from bench.servers import CACHE, Candidate, ServerFailed
+from bench.servers import CACHE, Candidate, Place, ServerFailed
 from bench.wire import UnexpectedReply
 from bench.workloads import QUICK, Material, Scale, Workload
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             session = Session(Path(scratch), scale, options.rounds or scale.rounds, options.workers)
             tables = list(_measured(options.only, candidates, session))
     except (ServerFailed, UnexpectedReply, packing.ClientFailed) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
     if options.markdown:
         _write_document(tables, session)
 
@@ -57,11 +57,18 @@ def _measured(
     only: Sequence[str] | None, candidates: Sequence[Candidate], session: Session
 ) -> Iterator[Cells]:
     """The tables, each printed as soon as it is there."""
-    chosen = [workload for workload in WORKLOADS if not only or workload.name in only]
-    if chosen:
-        yield from map(_printed, _measure_servers(chosen, candidates, session))
-    if not only or PACKING in only:
-        yield from map(_printed, _measure_clients(candidates[0], session))
+    in_folders = [candidate for candidate in candidates if not candidate.is_on_s3]
+    on_s3 = [candidate for candidate in candidates if candidate.is_on_s3]
+    if (chosen := _chosen(WORKLOADS, only)) and in_folders:
+        yield from map(_printed, _measure_servers(chosen, in_folders, session, Place(session.scratch)))
+    if (chosen := _chosen(s3.WORKLOADS, only)) and on_s3:
+        yield from map(_printed, _measure_on_s3(chosen, on_s3, session))
+    if (not only or PACKING in only) and in_folders:
+        yield from map(_printed, _measure_clients(in_folders[0], session))
+
+
+def _chosen(known: Sequence[Workload], only: Sequence[str] | None) -> list[Workload]:
+    return [workload for workload in known if not only or workload.name in only]
 
 
 def _printed(cells: Cells) -> Cells:
@@ -74,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, one round: shows only that everything runs"
     )
-    names = [workload.name for workload in WORKLOADS] + [PACKING]
+    names = [*(workload.name for workload in (*WORKLOADS, *s3.WORKLOADS)), PACKING]
     parser.add_argument("--only", action="append", choices=names, help="repeatable")
     parser.add_argument("--rounds", type=int, help="of each workload on each server (5)")
     parser.add_argument(
@@ -85,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--markdown", action="store_true", help=f"put the tables into {DOCUMENT}")
     server = parser.add_argument_group(
-        "servers", "the first is compared with each of the others; default: ours, CNCF Distribution"
+        "servers",
+        "the first is compared with each of the others, on folders and on S3 apart; default: ours, CNCF Distribution",
     )
     server.add_argument(
         "--server",
@@ -93,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         type=_started,
         metavar="NAME[=COMMAND]",
-        help="a command with {port}, {folder} and {workers} in it; `ours` and `distribution` alone are known",
+        help="a command with {port}, {folder} and {workers} in it, or, to be measured on S3, with {endpoint}, {bucket} "
+        f"and {{streams}} (true, false) for {{folder}}; known by name alone: {', '.join(_KNOWN)}",
     )
     server.add_argument(
         "--url",
@@ -110,8 +119,7 @@ def _started(text: str) -> Candidate:
     name, _, command = text.partition("=")
     if command:
         return Candidate(name, command=command)
-    known = {"ours": _ours, "distribution": servers.distribution}.get(name)
-    candidate = known() if known else None
+    candidate = _KNOWN[name]() if name in _KNOWN else None
     if candidate is None:
         raise argparse.ArgumentTypeError(f"{name} is not known here; give NAME=COMMAND")
     return candidate
@@ -124,15 +132,19 @@ def _running_already(text: str) -> Candidate:
     return Candidate(name, url=url)
 
 
-def _ours() -> Candidate:
-    return Candidate("ours", servers.OURS)
+_KNOWN: dict[str, Callable[[], Candidate | None]] = {
+    "ours": lambda: Candidate("ours", servers.OURS),
+    "distribution": servers.distribution,
+    "ours-s3": lambda: Candidate("ours-s3", servers.OURS_ON_S3),
+    "distribution-s3": servers.distribution_on_s3,
+}
 
 
 def _default_candidates() -> list[Candidate]:
-    peer = servers.distribution()
-    if peer is None:
+    found = [candidate for known in _KNOWN.values() if (candidate := known()) is not None]
+    if len(found) < len(_KNOWN):
         print("no Go to build CNCF Distribution with: ours is measured alone")
-    return [_ours()] if peer is None else [_ours(), peer]
+    return found
 
 
 Samples = dict[str, dict[str, list[float]]]
@@ -140,7 +152,7 @@ Cells = list[tuple[str, ...]]
 
 
 def _measure_servers(
-    chosen: Sequence[Workload], candidates: Sequence[Candidate], session: Session
+    chosen: Sequence[Workload], candidates: Sequence[Candidate], session: Session, place: Place
 ) -> list[Cells]:
     material = Material(session.scratch, session.scale)
     samples: Samples = defaultdict(lambda: defaultdict(list))
@@ -148,11 +160,23 @@ def _measure_servers(
         for number in range(min(session.rounds, workload.rounds_max)):
             # Turn by turn, and who is first changes: what drifts, drifts for all.
             for candidate in candidates if number % 2 == 0 else reversed(candidates):
-                with servers.running(candidate, session.scratch, session.workers) as server:
+                workers = workload.workers or session.workers
+                with servers.running(candidate, place, workers, streams=workload.streams) as server:
                     figures = workload.run(server, material)
                 _note(samples, figures, candidate.name)
     measures = [measure for workload in chosen for measure in workload.measures]
     return _tables(measures, samples, [candidate.name for candidate in candidates])
+
+
+def _measure_on_s3(
+    chosen: Sequence[Workload], candidates: Sequence[Candidate], session: Session
+) -> list[Cells]:
+    binary = s3.gateway()
+    if binary is None:
+        print("no Go to build versitygw with: nothing is measured on S3")
+        return []
+    with s3.store(binary, session.scratch) as place:
+        return _measure_servers(chosen, candidates, session, place)
 
 
 def _measure_clients(registry: Candidate, session: Session) -> list[Cells]:
@@ -166,7 +190,7 @@ def _measure_clients(registry: Candidate, session: Session) -> list[Cells]:
     for case, model in packing.make_models(session.scratch / "models", session.scale).items():
         for number in range(session.rounds):
             for client in clients if number % 2 == 0 else reversed(clients):
-                with servers.running(registry, session.scratch, session.workers) as server:
+                with servers.running(registry, Place(session.scratch), session.workers) as server:
                     figures = packing.measure(client, server, model, case, session.scratch)
                 _note(samples, figures, client.name)
     return _tables(packing.MEASURES, samples, [client.name for client in clients])
@@ -200,7 +224,7 @@ def _circumstances(session: Session) -> str:
     return (
         f"{today}: {os.cpu_count()} x {processors[0] if processors else platform.machine()}, {memory:.0f} GiB, "
         f"Linux {platform.release()}, Python {platform.python_version()}; {session.rounds} rounds, {session.workers} workers, "
-        f"CNCF Distribution {servers.DISTRIBUTION_VERSION}, manifests by {manifest_load.generator()}."
+        f"CNCF Distribution {servers.DISTRIBUTION_VERSION}, versitygw {s3.VERSITYGW_VERSION}, manifests by {manifest_load.generator()}."
     )
 
 

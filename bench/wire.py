@@ -10,6 +10,7 @@ import hashlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,14 +110,16 @@ class Connection:
         self._send_head(method, target, {"Content-Length": str(len(body)), **fields}, body)
         return self._reply(expect)
 
-    def push_whole(self, name: str, blob: Blob) -> None:
-        """POST, then one PUT that carries everything."""
+    def push_whole(self, name: str, blob: Blob) -> float:
+        """POST, then one PUT that carries everything; seconds from its last byte to the answer's."""
         location = self._begin(name)
         self._send_head("PUT", _with_digest(location, blob.digest), {"Content-Length": str(blob.size)})
         with _opened(blob.path) as file:
             self._send_file(file, 0, blob.size - len(blob.tail))
         self._socket.sendall(blob.tail)
+        sent = time.perf_counter()
         self._reply(201)
+        return time.perf_counter() - sent
 
     def push_stream(self, name: str, blob: Blob) -> None:
         """POST, one PATCH of unknown length, and an empty PUT that closes it."""
@@ -143,9 +146,11 @@ class Connection:
         fields = {"Content-Type": MANIFEST_TYPE}
         self.request("PUT", f"/v2/{name}/manifests/{tag}", content, expect=201, **fields)
 
-    def pull(self, name: str, digest: str) -> int:
-        """GET of a blob; the bytes are counted and dropped in the kernel."""
-        return self._drop(self._open_blob(name, digest))
+    def pull(self, name: str, digest: str) -> bool:
+        """GET of a blob; the bytes are counted and dropped in the kernel. Whether they came from elsewhere."""
+        with self._opened_blob(name, digest) as (connection, size):
+            connection._drop(size)
+            return connection is not self
 
     def _drop(self, size: int) -> int:
         remaining = size
@@ -167,18 +172,30 @@ class Connection:
 
     def check(self, name: str, digest: str) -> None:
         """GET of a blob, hashed."""
-        remaining, actual = self._open_blob(name, digest), hashlib.sha256()
-        while remaining:
-            piece = self._socket.recv(min(remaining, MIB))
-            actual.update(piece)
-            remaining -= len(piece) or remaining
+        actual = hashlib.sha256()
+        with self._opened_blob(name, digest) as (connection, size):
+            remaining = size
+            while remaining:
+                piece = connection._received(min(remaining, MIB))
+                actual.update(piece)
+                remaining -= len(piece)
         if f"sha256:{actual.hexdigest()}" != digest:
             raise UnexpectedReply(f"{digest} came back as sha256:{actual.hexdigest()}")
 
-    def _open_blob(self, name: str, digest: str) -> int:
+    @contextmanager
+    def _opened_blob(self, name: str, digest: str) -> Iterator[tuple[Self, int]]:
+        """The connection on which the blob comes, and its size: this one, or one to where the server sends us."""
         self._send_head("GET", f"/v2/{name}/blobs/{digest}", {})
-        reply = self._head(200)
-        return int(reply.fields["content-length"])
+        reply = self._head(200, 307)
+        if reply.status == 200:
+            yield self, int(reply.fields["content-length"])
+            return
+        self._drop(int(reply.fields["content-length"]))
+        url = urlsplit(reply.fields["location"])
+        # A new connection for each: that is where a client is who pulls one large layer.
+        with type(self)(f"{url.scheme}://{url.netloc}") as elsewhere:
+            elsewhere._send_head("GET", f"{url.path}?{url.query}", {})
+            yield elsewhere, int(elsewhere._head(200).fields["content-length"])
 
     def _begin(self, name: str) -> str:
         return self._location(self.request("POST", f"/v2/{name}/blobs/uploads/", expect=202))
@@ -207,7 +224,7 @@ class Connection:
             body += self._received(remaining - len(body))
         return Reply(head.status, head.fields, body)
 
-    def _head(self, expect: int) -> Reply:
+    def _head(self, *expect: int) -> Reply:
         # Peeked first, so that not a byte of the body is taken with the head.
         head = b""
         while b"\r\n\r\n" not in head:
@@ -220,8 +237,9 @@ class Connection:
         status_line, *lines = head.decode("latin-1").rstrip().split("\r\n")
         fields = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         status = int(status_line.split()[1])
-        if status != expect or "transfer-encoding" in fields:
-            raise UnexpectedReply(f"wanted {expect} and a Content-Length, got {status_line} {fields}")
+        if status not in expect or "transfer-encoding" in fields:
+            wanted = " or ".join(map(str, expect))
+            raise UnexpectedReply(f"wanted {wanted} and a Content-Length, got {status_line} {fields}")
         return Reply(status, fields)
 
     def _received(self, size: int) -> bytes:

@@ -60,34 +60,36 @@ class Workload:
 
     Attributes:
         rounds_max: for what is long and does not vary.
+        workers: of each server, where not one a core.
+        streams: servers send blobs themselves, and never their address in an object store.
     """
 
     name: str
     measures: tuple[Measure, ...]
     run: Run
     rounds_max: int = 100
+    workers: int | None = None
+    streams: bool = True
 
 
 def push_whole(server: Server, material: Material) -> Figures:
-    return _timed_push(server, material.large, Connection.push_whole, "push of 1 GiB, one PUT", "push")
+    return timed_push(server, material.large, Connection.push_whole, "push of 1 GiB, one PUT", "push")
 
 
 def push_stream(server: Server, material: Material) -> Figures:
-    return _timed_push(server, material.large, Connection.push_stream, "push of 1 GiB, one PATCH stream")
+    return timed_push(server, material.large, Connection.push_stream, "push of 1 GiB, one PATCH stream")
 
 
 def push_eight(server: Server, material: Material) -> Figures:
-    return _timed_push(
-        server, material.several, Connection.push_whole, "8 pushes of 256 MiB at once", count=8
-    )
+    return timed_push(server, material.several, Connection.push_whole, "8 pushes of 256 MiB at once", count=8)
 
 
 def pull_one(server: Server, material: Material) -> Figures:
-    return _timed_pull(server, [material.large.blob()], 3, "pull of 1 GiB", "pull")
+    return timed_pull(server, [material.large.blob()], 3, "pull of 1 GiB", "pull")
 
 
 def pull_eight(server: Server, material: Material) -> Figures:
-    return _timed_pull(server, [material.several.blob() for _ in range(8)], 3, "8 pulls of 256 MiB at once")
+    return timed_pull(server, [material.several.blob() for _ in range(8)], 3, "8 pulls of 256 MiB at once")
 
 
 def small_pushes(server: Server, material: Material) -> Figures:
@@ -116,7 +118,11 @@ def manifest_gets(server: Server, material: Material) -> Figures:
 
 
 def memory(server: Server, material: Material) -> Figures:
-    blobs = [material.held.blob() for _ in range(16)]
+    return peak_memory(server, [material.held.blob() for _ in range(16)])
+
+
+def peak_memory(server: Server, blobs: list[Blob]) -> Figures:
+    """After all were pushed at once, and after all were pulled at once then."""
     at_once(server, blobs, Connection.push_whole)
     pushing = server.peak_memory_mib()
     at_once(server, blobs, lambda connection, name, blob: connection.pull(name, blob.digest))
@@ -129,11 +135,11 @@ def memory(server: Server, material: Material) -> Figures:
     }
 
 
-def _rate(name: str, target: Target | None = None) -> Measure:
+def rate(name: str, target: Target | None = None) -> Measure:
     return Measure(name, "GB/s", more_is_better=True, target=target)
 
 
-def _cpu(name: str) -> Measure:
+def cpu(name: str) -> Measure:
     return Measure(f"server CPU, {name}", "s/GiB", more_is_better=False)
 
 
@@ -141,28 +147,31 @@ def _per_second(name: str, target: Target) -> Measure:
     return Measure(name, "1/s", more_is_better=True, target=target)
 
 
-def _memory(name: str) -> Measure:
-    return Measure(f"peak memory of a process, {name}", "MiB", more_is_better=False, target=_MEMORY_TARGET)
+def memory_measures(limit_mib: float) -> tuple[Measure, ...]:
+    target = Target("<", limit_mib, is_ratio=False)
+    names = ("16 pushes", "then 16 pulls")
+    return tuple(
+        Measure(f"peak memory of a process, {name}", "MiB", more_is_better=False, target=target)
+        for name in names
+    )
 
-
-_MEMORY_TARGET = Target("<", 150, is_ratio=False)
 
 WORKLOADS = (
-    Workload("push", (_rate("push of 1 GiB, one PUT", Target(">=", 1.5)), _cpu("push")), push_whole),
-    Workload("push-stream", (_rate("push of 1 GiB, one PATCH stream", Target(">=", 1.5)),), push_stream),
-    Workload("pull", (_rate("pull of 1 GiB", Target(">=", 1.0)), _cpu("pull")), pull_one),
-    Workload("push-8", (_rate("8 pushes of 256 MiB at once"),), push_eight),
-    Workload("pull-8", (_rate("8 pulls of 256 MiB at once"),), pull_eight),
+    Workload("push", (rate("push of 1 GiB, one PUT", Target(">=", 1.5)), cpu("push")), push_whole),
+    Workload("push-stream", (rate("push of 1 GiB, one PATCH stream", Target(">=", 1.5)),), push_stream),
+    Workload("pull", (rate("pull of 1 GiB", Target(">=", 1.0)), cpu("pull")), pull_one),
+    Workload("push-8", (rate("8 pushes of 256 MiB at once"),), push_eight),
+    Workload("pull-8", (rate("8 pulls of 256 MiB at once"),), pull_eight),
     Workload("small-pushes", (_per_second("small pushes", Target(">=", 1.0)),), small_pushes),
     Workload("manifests", (_per_second("manifest GETs by tag", Target(">=", 3.0)),), manifest_gets),
-    Workload("memory", (_memory("16 pushes"), _memory("then 16 pulls")), memory, rounds_max=1),
+    Workload("memory", memory_measures(150), memory, rounds_max=1),
 )
 
 
-def _timed_push(
+def timed_push(
     server: Server,
     source: Source,
-    push: Callable[[Connection, str, Blob], None],
+    push: Callable[[Connection, str, Blob], object],
     row: str,
     cpu_row: str | None = None,
     *,
@@ -183,7 +192,7 @@ def _timed_push(
     return _named(figures, row, cpu_row)
 
 
-def _timed_pull(
+def timed_pull(
     server: Server, blobs: list[Blob], times: int, row: str, cpu_row: str | None = None
 ) -> Figures:
     """Pull what was pushed and checked just now: it comes from the page cache, on every server."""
