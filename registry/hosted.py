@@ -419,23 +419,33 @@ class HostedRegistry:
         self, name: RepositoryName, reference: Tag | Digest
     ) -> tuple[StoredManifest, Versions]:
         """`get_manifest`, with the versions of the records that the answer rests on."""
-        versions: list[tuple[str, str]] = []
         with translated():
             try:
                 if isinstance(reference, Tag):
-                    key = layout.tag_key(name, reference)
-                    digest, version = await self._tags.get_versioned(key)
-                    versions.append((key, version))
-                else:
-                    digest = reference
-                key = layout.manifest_key(name, digest)
+                    return await self._find_tagged(layout.tag_key(name, reference), name)
+                key = layout.manifest_key(name, reference)
                 record, version = await self._manifests.get_versioned(key)
-                versions.append((key, version))
             except ObjectMissing as error:
                 if not await self._exists(layout.catalog_key(name)):
                     raise _name_unknown(name) from error
                 raise ManifestUnknown(f"no manifest {reference} in {name}") from error
-        return record.manifest, tuple(versions)
+        return record.manifest, ((key, version),)
+
+    async def _find_tagged(self, tag_key: str, name: RepositoryName) -> tuple[StoredManifest, Versions]:
+        """Raises: ObjectMissing: there is no such tag, or it names a manifest that was deleted."""
+        before = ""
+        while True:
+            digest, tag_version = await self._tags.get_versioned(tag_key)
+            key = layout.manifest_key(name, digest)
+            try:
+                record, version = await self._manifests.get_versioned(key)
+            except ObjectMissing:
+                # Moved, and then its old manifest deleted, between the two looks: there is a new one.
+                if tag_version == before:
+                    raise
+                before = tag_version
+                continue
+            return record.manifest, ((tag_key, tag_version), (key, version))
 
     async def tag_target(self, name: RepositoryName, tag: Tag) -> Digest | None:
         """What a tag points at; None where there is no such tag."""
@@ -506,16 +516,13 @@ class HostedRegistry:
                 )
             await self._enter_catalog(name)
             key = layout.manifest_key(name, digest)
-            written = await self.backend.write(key, _ManifestRecord(stored, depth).to_bytes())
-            try:
-                await promise.renew()
-            except ObjectMissing as error:
-                await self._take_back(written)
-                raise ManifestBlobUnknown(
-                    f"a blob that the manifest lists was removed while it was pushed; push it again: {error}"
-                ) from error
+            record = _ManifestRecord(stored, depth)
+            await self._write_manifest(key, record, promise)
             for tag in dict.fromkeys(tags):
                 await self._set_tag(name, tag, digest, may_move=may_move_tags)
+            if tags and not await self._exists(key):
+                # Deleted before its tags were set; we are the later of the two.
+                await self._write_manifest(key, record, promise)
         change = Change("push", name, digest, media_type, len(content), tags=tuple(dict.fromkeys(tags)))
         await self._journal.append(change)
         return stored.descriptor
@@ -532,9 +539,17 @@ class HostedRegistry:
             if target != digest:
                 raise tag_is_taken(name, tag) from error
 
-    async def _take_back(self, written: ObjectInfo) -> None:
-        with suppress(PreconditionFailed):  # pushed by others, too, who have checked it
-            await self.backend.delete(written.key, expect=written.version)
+    async def _write_manifest(self, key: str, record: _ManifestRecord, promise: Promise) -> None:
+        """Raises: ManifestBlobUnknown: something that it lists was collected meanwhile; it is taken back."""
+        written = await self.backend.write(key, record.to_bytes())
+        try:
+            await promise.renew()
+        except ObjectMissing as error:
+            with suppress(PreconditionFailed):  # pushed by others, too, who have checked it
+                await self.backend.delete(key, expect=written.version)
+            raise ManifestBlobUnknown(
+                f"a blob that the manifest lists was removed while it was pushed; push it again: {error}"
+            ) from error
 
     async def delete_manifest(self, name: RepositoryName, reference: Tag | Digest) -> None:
         with translated():
@@ -690,27 +705,35 @@ class HostedRegistry:
         """Tags go with it; which."""
         key = layout.manifest_key(name, digest)
         record, version = await self._manifests.get_versioned(key)
-        prefix = layout.tags_prefix(name)
-        tags = [info.key async for info in self.backend.list(prefix)]
-        removed: list[str] = []
-        for tag in tags:
-            try:
-                target, tag_version = await self._tags.get_versioned(tag)
-                if target == digest:
-                    await self.backend.delete(tag, expect=tag_version)
-                    removed.append(tag.removeprefix(prefix))
-            except (ObjectMissing, PreconditionFailed):
-                continue  # moved or removed meanwhile: no longer ours to remove
+        removed = await self._delete_tags_of(name, digest, is_gone=False)
         try:
             await self.backend.delete(key, expect=version)
         except PreconditionFailed:
-            return tuple(
-                removed
-            )  # pushed again while it was being deleted: the push came last, the manifest stays
+            return tuple(removed)  # pushed again while it was being deleted: the push came last
+        # Set meanwhile: they would come back when the manifest does.
+        removed += await self._delete_tags_of(name, digest, is_gone=True)
         manifest = parse_manifest(record.manifest.content, record.manifest.media_type)
         if manifest.subject is not None:
             await self._referrers.remove(name, manifest.subject.digest, digest)
         return tuple(removed)
+
+    async def _delete_tags_of(self, name: RepositoryName, digest: Digest, *, is_gone: bool) -> list[str]:
+        """
+        Args:
+            is_gone: the manifest was deleted: tags stay when it is there again, which is so before a push sets one.
+        """
+        prefix = layout.tags_prefix(name)
+        removed: list[str] = []
+        for key in [info.key async for info in self.backend.list(prefix)]:
+            try:
+                target, version = await self._tags.get_versioned(key)
+                if target != digest or (is_gone and await self._exists(layout.manifest_key(name, digest))):
+                    continue
+                await self.backend.delete(key, expect=version)
+                removed.append(key.removeprefix(prefix))
+            except (ObjectMissing, PreconditionFailed):
+                continue  # moved or removed meanwhile: no longer ours to remove
+        return removed
 
     async def _fallback_referrers(self, name: RepositoryName, subject: Digest) -> AsyncIterator[Descriptor]:
         """Manifests listed by the index that clients keep under the fallback tag."""

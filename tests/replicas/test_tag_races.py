@@ -94,7 +94,6 @@ async def push(registry: HostedRegistry, content: bytes, *tags: Tag) -> Digest:
     return (await registry.put_manifest(NAME, content, MANIFEST_TYPE, tags=tags)).digest
 
 
-@pytest.mark.xfail(reason="the tag is not read again when its manifest is gone")
 async def test_a_tag_that_moves_while_its_old_manifest_is_deleted_is_never_absent(
     registry: HostedRegistry, store: Stopping
 ) -> None:
@@ -109,7 +108,6 @@ async def test_a_tag_that_moves_while_its_old_manifest_is_deleted_is_never_absen
     assert (await registry.get_manifest(NAME, V1)).content == NEW
 
 
-@pytest.mark.xfail(reason="the manifest is not looked at again when its tags are set")
 async def test_a_push_that_is_acknowledged_after_its_manifest_was_deleted_is_there(
     registry: HostedRegistry, store: Stopping
 ) -> None:
@@ -124,7 +122,6 @@ async def test_a_push_that_is_acknowledged_after_its_manifest_was_deleted_is_the
     assert (await registry.get_manifest(NAME, V2)).content == OLD
 
 
-@pytest.mark.xfail(reason="a tag names a digest, not the life of a manifest that was deleted")
 async def test_a_tag_that_went_with_its_manifest_does_not_come_back_with_it(
     registry: HostedRegistry, store: Stopping
 ) -> None:
