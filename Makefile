@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LISTEN ?= 127.0.0.1:5000
 STORAGE ?= var/registry
+MINUTES ?= 30
 # The object store of test-s3; the folder is named after its version.
 VERSITYGW := .cache/s3/versitygw-v1.8.0/versitygw
 
 .DEFAULT_GOAL := help
-.PHONY: help init run check fix test test-slow test-s3 test-replicas test-all conformance bench demo clean
+.PHONY: help init run check fix test test-slow test-s3 test-replicas soak test-all conformance bench demo clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ test-s3: $(VENV)/.dev $(VERSITYGW) ## the S3 backend on a real object store, whi
 
 test-replicas: $(VENV)/.dev $(VERSITYGW) ## 500 random pushes over three replicas that are killed; test-s3 has 30
 	VERSITYGW=$(abspath $(VERSITYGW)) SCHEDULES=500 $(BIN)/pytest -m s3 tests/replicas/test_moving_uploads.py -k random_schedules
+
+soak: $(VENV)/.dev $(VERSITYGW) ## 30 minutes of everything at once on three replicas, while they collect; MINUTES=n
+	VERSITYGW=$(abspath $(VERSITYGW)) $(BIN)/python -m tests.replicas.soak --minutes $(MINUTES)
 
 test-all: test test-slow test-s3 ## the fast suite, the sweeps and S3
 

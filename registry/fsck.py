@@ -198,21 +198,23 @@ class Fsck:
             raise NameUnknown(f"no repository {name} here")
 
     def _learn_content(self, digest: Digest, size: int) -> None:
+        if self._contents.size_of(digest) is None:
+            self.checked.blobs += 1
+            self.checked.size += size
         self._contents.add(digest, size)
-        self.checked.blobs += 1
-        self.checked.size += size
 
-    async def _repositories(self) -> AsyncGenerator[_Listing, None]:
+    async def _repositories(self) -> AsyncIterator[_Listing]:
         """Keys of one repository stand together, its nested ones before or behind them."""
         for prefix in map(_prefix_of, self._names) if self._names else (layout.REPOSITORIES,):
             listing = _Listing("")
-            async for info in self._backend.list(prefix):
-                path = info.key.partition("/_")[0]
-                if path != listing.path:
-                    if listing.infos:
-                        yield listing
-                    listing = _Listing(path)
-                listing.add(info)
+            async with _closed(self._backend.list(prefix)) as infos:
+                async for info in infos:
+                    path = info.key.partition("/_")[0]
+                    if path != listing.path:
+                        if listing.infos:
+                            yield listing
+                        listing = _Listing(path)
+                    listing.add(info)
             if listing.infos:
                 yield listing
 
@@ -241,30 +243,30 @@ class Fsck:
         for digest in links:
             self._contents.link(digest)
         if self._names:
-            unknown = [digest for digest in links if self._contents.size_of(digest) is None]
-            async for digest, size in _each(_aiter(unknown), self._ask_size, at_once=_OBJECTS_AT_ONCE):
+            async for digest, size in _each(_aiter(links), self._ask_size, at_once=_OBJECTS_AT_ONCE):
                 if size is not None:
                     self._learn_content(digest, size)
 
     async def _ask_size(self, digest: Digest) -> tuple[Digest, int | None]:
         return digest, await self._store.content_size(digest)
 
-    async def _others(self) -> AsyncGenerator[ObjectInfo, None]:
+    async def _others(self) -> AsyncIterator[ObjectInfo]:
         """Whatever is not in one of the three large families."""
         after: str | None = ""
         while after is not None:
             family = None
-            async for info in self._backend.list("", after=after):
-                family = next((family for family in _FAMILIES if info.key.startswith(family)), None)
-                if family is not None:
-                    break
-                yield info
+            async with _closed(self._backend.list("", after=after)) as infos:
+                async for info in infos:
+                    family = next((family for family in _FAMILIES if info.key.startswith(family)), None)
+                    if family is not None:
+                        break
+                    yield info
             after = family + _END if family is not None else None
 
     async def _look_at_other(self, info: ObjectInfo) -> list[_Suspect]:
         return await self._first_look(self._checks.of(info.key), info, self._store)
 
-    async def _stored(self) -> AsyncGenerator[ObjectInfo, None]:
+    async def _stored(self) -> AsyncIterator[ObjectInfo]:
         """The content that is to be read."""
         if not self._names:
             async with _closed(self._backend.list(layout.BLOBS)) as infos:
@@ -472,13 +474,13 @@ def _content_of(finding: Finding) -> Digest:
     return _content_at(finding.key) or _digest_in(finding.key)
 
 
-async def _aiter(items: Iterable[T]) -> AsyncGenerator[T, None]:
+async def _aiter(items: Iterable[T]) -> AsyncIterator[T]:
     for item in items:
         yield item
 
 
 async def _each(
-    items: AsyncGenerator[T, None], work: Callable[[T], Coroutine[Any, Any, R]], *, at_once: int
+    items: AsyncIterable[T], work: Callable[[T], Coroutine[Any, Any, R]], *, at_once: int
 ) -> AsyncIterator[R]:
     """What `work` makes of each, as it comes; all have ended when one has failed, and `items` too."""
     tasks: set[asyncio.Task[R]] = set()

@@ -172,12 +172,14 @@ class LimitedConnection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         count = self._request_count
+        # What ends a body begins no header.
+        is_between_requests = self._payload is None or self._payload.is_eof()
         super().data_received(data)
         if data:  # nothing: aiohttp asks itself to go on with what it has kept
             self._heard = self._loop.time()
         if self._request_count != count:
             self._note_request()
-        elif self.head_since is None and data and (self._payload is None or self._payload.is_eof()):
+        elif self.head_since is None and data and is_between_requests:
             self.head_since = self._heard
 
     def _note_request(self) -> None:

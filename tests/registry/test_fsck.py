@@ -6,10 +6,12 @@ The rows are told on any backend, through its interface alone: what is planted i
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -30,7 +32,8 @@ from registry.upload_sessions import UploadSessions
 from storage_backends.interface import StorageBackend, StorageUnavailable
 from storage_backends.local import LocalBackend
 from storage_backends.memory import MemoryBackend
-from storage_backends.s3 import S3Backend
+from storage_backends.s3 import S3Backend, S3Settings
+from storage_backends.s3_format import pointer_to_bytes
 from tests.registry.conftest import configured, served
 from tests.registry.kits import tar_of, whole_kit
 from tests.registry.wire import OCI_MANIFEST, Wire, descriptor, encode, image, index
@@ -112,6 +115,11 @@ def buckets() -> Iterator[Buckets]:
         yield buckets
 
 
+@pytest.fixture
+def bucket(buckets: Buckets) -> S3Settings:
+    return buckets.new()
+
+
 @pytest.fixture(params=["memory", "local", pytest.param("s3", marks=pytest.mark.s3)])
 def openings(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], StorageBackend]:
     """Opens the same empty store each time, as other processes do."""
@@ -120,7 +128,7 @@ def openings(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Sto
         return lambda: backend
     if request.param == "local":
         return lambda: LocalBackend(tmp_path / "registry", durable=False)
-    bucket = request.getfixturevalue("buckets").new()
+    bucket = request.getfixturevalue("bucket")
     return lambda: S3Backend(bucket)
 
 
@@ -141,12 +149,9 @@ class Site:
 
     @classmethod
     async def filled(cls, backend: StorageBackend, objects: Objects) -> Site:
-        for number, (key, content) in enumerate(objects.items()):
-            if key.startswith(layout.BLOBS):
-                await store_content(backend, key, content, f"u{number}")
-            else:
-                await backend.write(key, content)
-        return cls(backend, objects)
+        site = cls(backend, objects)
+        await asyncio.gather(*(site.add(key, content) for key, content in objects.items()))
+        return site
 
     def keys(self, prefix: str) -> list[str]:
         return sorted(key for key in self.objects if key.startswith(prefix))
@@ -156,15 +161,18 @@ class Site:
         return self.keys(prefix)[0]
 
     async def change(self, key: str, change: Callable[[bytes], bytes]) -> str:
-        await self.backend.write(key, change(self.objects[key]))
-        return key
+        return await self.add(key, change(self.objects[key]))
 
     async def remove(self, key: str) -> str:
         await self.backend.delete(key)
         return key
 
     async def add(self, key: str, content: bytes) -> str:
-        await self.backend.write(key, content)
+        if layout.digest_of(key) is not None and key.startswith(layout.BLOBS):
+            await self.backend.delete(key)
+            await store_content(self.backend, key, content, secrets.token_hex(8))
+        else:
+            await self.backend.write(key, content)
         return key
 
     async def fsck(self, **options: Any) -> list[Finding]:
@@ -738,6 +746,36 @@ async def test_a_store_that_cannot_be_read_ends_it(site: Site) -> None:
         await findings_of(fsck)
 
 
+@pytest.mark.s3
+@pytest.mark.parametrize("kind", [Kind.CONTENT_UNREADABLE, Kind.CONTENT_DIGEST])
+async def test_content_that_is_lost_or_damaged_behind_its_pointer_is_found(
+    kind: Kind, bucket: S3Settings, objects: Objects
+) -> None:
+    backend = S3Backend(bucket)
+    await backend.start()
+    site = await Site.filled(backend, objects)
+    manifest = manifest_of(site, KIT, "v1")
+    key = listed_by(site, manifest)[3]
+
+    def plant() -> None:
+        (segment,) = backend._records.segments(backend._records.look(key))
+        if kind is Kind.CONTENT_UNREADABLE:
+            backend._client.delete(segment.key)
+        else:
+            pointed = backend._client.put(segment.key, flipped(site.objects[key]))
+            stored, _ = pointer_to_bytes([dataclasses.replace(segment, version=pointed)])
+            backend._client.put(key, stored)
+
+    await asyncio.to_thread(plant)
+    found = await site.fsck()
+    await backend.close()
+
+    assert {(finding.kind, finding.key) for finding in found} == {
+        (kind, key),
+        (Kind.MANIFEST_AFFECTED, manifest),
+    }
+
+
 # ---- while everything is written
 
 
@@ -817,7 +855,7 @@ async def test_B_213_nothing_is_found_while_everything_is_written(
             for number, name in enumerate((IMAGE, OTHER, KIT, IMAGE))
         ]
         found = []
-        for _ in range(20):
+        for _ in range(5 if isinstance(site.backend, S3Backend) else 20):
             found += await findings_of(Fsck(site.backend, grace_s=60.0, pause_s=0.05))
         done.set()
 

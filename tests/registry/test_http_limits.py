@@ -37,6 +37,8 @@ class Seen:
             except Exception as error:
                 self.bodies.append(error)
                 raise
+            if request.path == "/slow":
+                await asyncio.sleep(3 * LIMIT_S)
             return web.Response(status=201)
         if request.path in {"/written", "/file"}:
             try:
@@ -180,6 +182,23 @@ async def test_L_01_the_header_limit_does_not_end_a_connection_that_is_kept(serv
         assert await stays_open(reader, 3 * LIMIT_S)
         writer.write(GET)
         await reader.readuntil(b"served")
+
+
+@pytest.mark.parametrize("path", ["/", "/slow"])
+async def test_L_01_the_end_of_a_body_that_came_in_pieces_is_no_beginning_of_a_header(
+    serve: Serve, path: str
+) -> None:
+    """However long the answer takes, and however long the client then waits."""
+    async with serve() as served:
+        reader, writer = await served.connect()
+        writer.write(f"PUT {path} HTTP/1.1\r\nHost: r\r\nContent-Length: 8\r\n\r\n".encode())
+        for piece in (b"half", b"rest"):
+            # The server has read what came before.
+            await asyncio.sleep(LIMIT_S / 3)
+            writer.write(piece)
+
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 201 ")
+        assert await stays_open(reader, 3 * LIMIT_S)
 
 
 async def test_B_124_L_02_a_stalled_body_is_closed_and_its_handler_told(serve: Serve) -> None:

@@ -302,6 +302,7 @@ async def test_V_13_everybody_may_do_at_every_route_what_the_policy_says_and_not
 
 
 @pytest.mark.s3
+@pytest.mark.timeout(600)  # some 3,000 requests
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_on_an_object_store_everybody_may_do_the_same(
     s3_storage: dict[str, Any], tmp_path: Path, scheme: str
