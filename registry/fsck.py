@@ -7,10 +7,11 @@
     leftovers          as the backend tells
     content            read and hashed, unless that is not wanted
 
-While everything is being written. A listing is old when it is read: what does not fit is a suspicion only. Each suspicious object is looked at
-again, alone and as the store has it now, and once more after a pause. What is found both times, at the same version of the object, is
-a finding. That is sound because of the order of writes (docs/storage-layout.md): what points was the same before and after
-what it points to was not there, and nothing points before, or longer than, what it points to is there.
+While everything is being written. A listing is old when it is read: what does not fit is a suspicion only. Each suspicious object is
+looked at again, alone and as the store has it now, and once more after a pause. What is found both times, at the same version of the
+object, is a finding. That is sound because of the order of writes (docs/storage-layout.md): an object that was the same before and
+after stood there while what it needs was missing, and but for the moment in which a push and a delete of the same manifest meet,
+nothing points before, or longer than, what it points to is there.
 
 In memory: 190 bytes for each blob of the store (its digest and size), and the keys of the four repositories that are looked at.
 """

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from storage_backends.interface import BlockingSource
 from storage_backends.threads import Threads, uncancelled
 
 # A hand-over to a thread costs about 0.1 ms, writing and hashing this much about 1 ms.
@@ -20,6 +21,34 @@ _BATCH_COUNT_MAX: Final = 1024
 QUEUE_SIZE_MAX: Final = 4 * 1024 * 1024
 # Then others waiting for a thread have their turn.
 _TURN_BATCHES: Final = 8
+
+
+def fill(view: memoryview, source: BlockingSource) -> tuple[int, BaseException | None]:
+    """Fill `view`; how far it came before the end, or before what stopped it."""
+    size = 0
+    try:
+        while size < len(view) and (count := source.read_into(view[size:])):
+            size += count
+    except BaseException as error:  # noqa: BLE001 - handed on by whoever waits for the bytes
+        return size, error
+    return size, None
+
+
+async def drained(
+    threads: Threads, drain: Callable[[], BaseException | None], source: BlockingSource
+) -> None:
+    """Wait for a thread that drains `source`; raise what stopped it, or interrupt it when cancelled."""
+    draining = threads.submit(drain)
+    try:
+        await asyncio.wait([draining])
+    except asyncio.CancelledError:
+        source.interrupt()
+        await uncancelled(asyncio.ensure_future(asyncio.wait([draining])))
+        draining.exception()  # seen: the cancellation is what the caller hears of
+        raise
+    failure = draining.result()
+    if failure is not None:
+        raise failure
 
 
 class Intake:

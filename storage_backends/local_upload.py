@@ -47,7 +47,7 @@ from storage_backends.local_folder import (
     try_lock,
     write_all,
 )
-from storage_backends.local_intake import BATCH_SIZE, Intake
+from storage_backends.local_intake import BATCH_SIZE, Intake, drained, fill
 from storage_backends.threads import Threads, uncancelled
 
 _REPLAY_SIZE: Final = 1024 * 1024
@@ -206,7 +206,7 @@ class Appending:
         hashing: Future[None] | None = None
         try:
             for view in cycle(views):
-                size, failure = _fill(view, source)
+                size, failure = fill(view, source)
                 if hashing is not None:
                     hashing.result()
                 hashing = hashers.begin(self._observe, view[:size])
@@ -277,17 +277,6 @@ class Appending:
             self.work.close()
 
 
-def _fill(view: memoryview, source: BlockingSource) -> tuple[int, BaseException | None]:
-    """Fill `view`; how far it came before the end, or before what stopped it."""
-    size = 0
-    try:
-        while size < len(view) and (count := source.read_into(view[size:])):
-            size += count
-    except BaseException as error:  # noqa: BLE001 - handed on by whoever waits for the bytes
-        return size, error
-    return size, None
-
-
 @dataclass(frozen=True, slots=True)
 class Pools:
     """Threads that sleep in fsync, that write and hash, and that wait for a source."""
@@ -350,7 +339,7 @@ class LocalUpload:
                 async for chunk in chunks:
                     await intake.put(chunk)
             else:
-                await self._drain(appending, chunks)
+                await drained(self._sources, lambda: appending.drain(chunks, self._appenders), chunks)
         except BaseException:
             # What had arrived is kept before the error goes on, and it goes on also when that fails.
             with contextlib.suppress(StorageError):
@@ -360,19 +349,6 @@ class LocalUpload:
             raise
         await uncancelled(asyncio.ensure_future(self._end_append(appending, intake, note, is_last=last)))
         return self.offset
-
-    async def _drain(self, appending: Appending, source: BlockingSource) -> None:
-        draining = self._sources.submit(appending.drain, source, self._appenders)
-        try:
-            await asyncio.wait([draining])
-        except asyncio.CancelledError:
-            source.interrupt()
-            await uncancelled(asyncio.ensure_future(asyncio.wait([draining])))
-            draining.exception()  # seen: the cancellation is what the caller hears of
-            raise
-        failure = draining.result()
-        if failure is not None:
-            raise failure
 
     async def replay(self) -> AsyncIterator[bytes]:
         descriptor = await self._threads.run(self._open_to_replay)

@@ -52,6 +52,8 @@ _THREADS: Final = 16
 _APPENDERS: Final = 16
 _SENDERS: Final = 24
 _READERS: Final = 24
+# Clients may be slow. Others than these come by way of the event loop.
+_SOURCES: Final = 16
 # Folders known not to be objects; a key of a registry has five.
 _FOLDERS_MAX: Final = 10_000
 # Pointers are small; one to a TiB has 4 segments.
@@ -67,7 +69,7 @@ class S3Backend:
         ValueError: the settings are wrong.
     """
 
-    source_appends_max = 0
+    source_appends_max = _SOURCES
 
     def __init__(self, settings: S3Settings, *, part_count_max: int = PART_COUNT_MAX) -> None:
         _check(settings)
@@ -76,6 +78,7 @@ class S3Backend:
         self._threads = Threads(_THREADS, "s3")
         self._appenders = Threads(_APPENDERS, "s3-append")
         self._senders = Threads(_SENDERS, "s3-part")
+        self._sources = Threads(_SOURCES, "s3-source")
         self._readers = Threads(_READERS, "s3-read")
         self._folders: dict[str, None] = {}
         self._opened: Workshop | None = None
@@ -114,6 +117,7 @@ class S3Backend:
             self._threads,
             self._appenders,
             self._senders,
+            self._sources,
             self._readers,
             part_size=self._settings.part_size,
             part_count_max=self._part_count_max,
@@ -123,7 +127,7 @@ class S3Backend:
     async def close(self) -> None:
         if self._opened is not None:
             self._opened.client.close()
-        for threads in (self._appenders, self._senders, self._readers, self._threads):
+        for threads in (self._appenders, self._senders, self._sources, self._readers, self._threads):
             threads.close()
 
     async def probe(self) -> None:

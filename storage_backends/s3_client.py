@@ -283,19 +283,21 @@ class S3Client:
             answer = self._client.list_objects_v2(Bucket=bucket, Prefix=root + prefix, **start)
         return [_listed(entry, root) for entry in answer.get("Contents", ())], bool(answer["IsTruncated"])
 
-    def list_uploads(
-        self, prefix: str, *, after: Multipart | None = None
-    ) -> tuple[Sequence[Multipart], Multipart | None]:
-        """A page of the multipart uploads whose keys begin with `prefix`; behind which one to go on, None if there is no more."""
+    def list_uploads(self, prefix: str, *, after: str = "") -> tuple[Sequence[Multipart], bool]:
+        """A page of the multipart uploads whose keys begin with `prefix` and are greater than `after`; whether there is more.
+
+        Of several to one key, a page that ends between them hides the rest: versitygw refuses the markers of uploads that it gives
+        itself, so that keys have to do. Creating one twice makes several; when the others are gone, the rest is seen.
+        """
         root, bucket = self._settings.prefix, self._settings.bucket
-        start = {} if after is None else {"KeyMarker": root + after.key, "UploadIdMarker": after.id}
+        start = {"KeyMarker": root + after} if after else {}
         with translated("ListMultipartUploads"):
             answer = self._client.list_multipart_uploads(Bucket=bucket, Prefix=root + prefix, **start)
         page = [
             Multipart(entry["Key"].removeprefix(root), entry["UploadId"], entry["Initiated"].timestamp())
             for entry in answer.get("Uploads", ())
         ]
-        return page, page[-1] if answer.get("IsTruncated") and page else None
+        return page, bool(answer.get("IsTruncated")) and bool(page)
 
     def create_upload(self, key: str) -> str:
         with translated(f"CreateMultipartUpload {key}"):

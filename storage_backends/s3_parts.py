@@ -11,9 +11,8 @@ who died holds up nobody. Two rules keep those who do not know of each other fro
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +20,7 @@ from typing import Final
 
 from storage_backends.checks import check_note
 from storage_backends.interface import (
+    BlockingSource,
     ObjectMissing,
     Observer,
     PreconditionFailed,
@@ -29,8 +29,10 @@ from storage_backends.interface import (
     UploadBusy,
     UploadMissing,
 )
+from storage_backends.local_intake import fill
 from storage_backends.s3_client import Part, Pieces, S3Client
 from storage_backends.s3_format import UPLOADS, Segment, Target, UploadState, new_data_key
+from storage_backends.s3_memory import MEMORY_MAX, Blocks, Gathered
 from storage_backends.s3_records import Records
 from storage_backends.threads import Threads
 
@@ -38,10 +40,6 @@ from storage_backends.threads import Threads
 PART_SIZE_MIN: Final = 5 * 1024 * 1024
 # With one part on its way and one being filled, this is the most that keeps to MEMORY_MAX.
 PART_SIZE_MAX: Final = 32 * 1024 * 1024
-MEMORY_MAX: Final = 64 * 1024 * 1024
-"""Bytes of parts that one upload holds, or several together; what waits to become one (local_intake.py) comes on top."""
-# Pieces that are smaller than this on the average are put together: each is a system call of its own on its way out.
-_PIECE_SIZE_MIN: Final = 64 * 1024
 _IN_FLIGHT_MAX: Final = 3
 # Parts of one size. Of 16 MiB, then 32 MiB: 281 GiB in the 10 000 parts of one object; what is larger is several objects.
 _GROWS_EVERY: Final = 2000
@@ -61,57 +59,6 @@ def part_size_of(number: int, first_size: int) -> int:
 def in_flight_max(part_size: int) -> int:
     """Parts on their way while one more is filled."""
     return max(1, min(_IN_FLIGHT_MAX, MEMORY_MAX // part_size - 1))
-
-
-class Budget:
-    """Bytes of parts that the uploads of one process hold together.
-
-    An upload that finds it used up makes its part as small as S3 takes, and fills no other while one is on its way. So it is exceeded
-    by at most one such part for each upload, and nobody ever waits for what somebody else holds.
-    """
-
-    def __init__(self, size_max: int = MEMORY_MAX) -> None:
-        self._size_max = size_max
-        self._held = 0
-        self._lock = threading.Lock()
-
-    def take(self, size: int) -> None:
-        with self._lock:
-            self._held += size
-
-    def give_back(self, size: int) -> None:
-        with self._lock:
-            self._held -= size
-
-    @property
-    def is_used_up(self) -> bool:
-        return self._held >= self._size_max
-
-
-class Gathered:
-    """The bytes of a part, as they came: no piece is copied. They count while anybody has them."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self._pieces: list[bytes | memoryview] = []
-        self._size = 0
-
-    def __del__(self) -> None:
-        self._budget.give_back(self._size)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __iter__(self) -> Iterator[bytes | memoryview]:
-        return iter(self._pieces)
-
-    def __bytes__(self) -> bytes:
-        return b"".join(self._pieces)
-
-    def add(self, piece: bytes | memoryview) -> None:
-        self._pieces.append(piece)
-        self._size += len(piece)
-        self._budget.take(len(piece))
 
 
 class Holding:
@@ -277,7 +224,7 @@ class Appending:
         self,
         holding: Holding,
         pool: Threads,
-        budget: Budget,
+        blocks: Blocks,
         observe: Observer,
         *,
         part_size: int,
@@ -288,10 +235,9 @@ class Appending:
         self._observe = observe
         self._part_size = part_size
         self._part_count_max = part_count_max
-        self._budget = budget
-        self._gathered = Gathered(budget)
-        if holding.saved.rest:
-            self._gathered.add(holding.saved.rest)
+        self._blocks = blocks
+        self._gathered = Gathered(blocks)
+        self._gathered.add(memoryview(holding.saved.rest))
         self._parts: list[tuple[int, Future[Part]]] = []
         self._in_flight: deque[Future[Part]] = deque()
         self._new_size = 0
@@ -306,26 +252,56 @@ class Appending:
         """Raises: StorageUnavailable: somebody else was faster; by now bytes are read that cannot be given back."""
         for piece in batch:
             self._observe(piece)
-        while self._in_flight and self._budget.is_used_up:
+            rest = memoryview(piece)
+            while rest:
+                room = self._room()
+                taken = rest[: len(room)]
+                room[: len(taken)] = taken
+                self._grow(len(taken))
+                rest = rest[len(taken) :]
+
+    def drain(self, source: BlockingSource, hashers: Threads) -> BaseException | None:
+        """Take all that the source gives: while one block fills, the one before is hashed.
+
+        Returns:
+            what stopped the source before its end; what it gave until then was taken.
+
+        Raises:
+            StorageUnavailable: see `write`.
+        """
+        hashing: Future[None] | None = None
+        while True:
+            room = self._room()
+            size, failure = fill(room, source)
+            if hashing is not None:
+                hashing.result()
+            # With the part it is of: the block must not go back and be filled anew before it is hashed.
+            hashing = hashers.begin(self._hash, room[:size], self._gathered)
+            self._grow(size)
+            if failure is not None or size < len(room):
+                hashing.result()
+                return failure
+
+    def _hash(self, piece: memoryview, _part: Gathered) -> None:
+        self._observe(piece)
+
+    def _room(self) -> memoryview:
+        """Where the next bytes go; waits for a part of ours that is on its way, where memory is scarce."""
+        while self._in_flight and self._blocks.are_used_up:
             self._in_flight.popleft().result()
-        for piece in _put_together(batch):
+        return self._gathered.room()[: max(1, self._current_part_size() - len(self._gathered))]
+
+    def _grow(self, size: int) -> None:
+        self._gathered.grow(size)
+        self._new_size += size
+        if len(self._gathered) >= self._current_part_size():
             try:
-                self._take(memoryview(piece))
+                self._flush()
             except UploadBusy as error:
                 raise StorageUnavailable(f"{error}: ask for its offset and go on from there") from error
-            self._new_size += len(piece)
-
-    def _take(self, piece: memoryview) -> None:
-        while piece:
-            room = max(0, self._current_part_size() - len(self._gathered))
-            self._gathered.add(piece[:room])
-            if len(piece) < room:
-                return
-            piece = piece[room:]
-            self._flush()
 
     def _current_part_size(self) -> int:
-        if self._budget.is_used_up:
+        if self._blocks.are_used_up:
             return PART_SIZE_MIN
         number = self._number if self._number <= self._part_count_max else 1
         return part_size_of(number, self._part_size)
@@ -338,7 +314,7 @@ class Appending:
         part = self._pool.begin(self._holding.upload_part, targets[-1], number, self._gathered)
         self._in_flight.append(part)
         self._parts.append((len(targets) - 1, part))
-        self._gathered = Gathered(self._budget)
+        self._gathered = Gathered(self._blocks)
 
     def _next_number(self) -> int:
         if self._number == self._number_stop:
@@ -359,7 +335,7 @@ class Appending:
         self._holding.save(replace(self._holding.saved, targets=(*targets[:-1], claimed)))
         self._number_stop = stop
 
-    def drain(self) -> None:
+    def wait(self) -> None:
         """Wait until nothing is on its way any more."""
         wait(self._in_flight)
         self._in_flight.clear()
@@ -378,7 +354,7 @@ class Appending:
         except UploadBusy as error:
             raise StorageUnavailable(f"{error}: ask for its offset and go on from there") from error
         finally:
-            self.drain()
+            self.wait()
 
     def close(self, note: bytes) -> None:
         """Keep all that has arrived as content that can be completed, and let nobody append any more.
@@ -390,7 +366,7 @@ class Appending:
             self._holding.unseal()
         if self._holding.saved.targets and self._gathered:
             self._flush()
-        self.drain()
+        self.wait()
         own = [self._holding.put_data(self._gathered)] if self._gathered else []
         state = self._state(note)
         closing = replace(state, segments=(*state.segments, *own), rest=b"", is_sealed=True, is_closing=True)
@@ -410,13 +386,6 @@ class Appending:
             # Numbers that were claimed and not used are given back.
             targets[-1] = replace(targets[-1], number_next=self._number)
         return replace(saved, note=note, targets=tuple(targets), rest=bytes(self._gathered))
-
-
-def _put_together(batch: Sequence[bytes]) -> Sequence[bytes]:
-    """The same bytes in fewer pieces, where they are small."""
-    if sum(map(len, batch)) >= _PIECE_SIZE_MIN * len(batch):
-        return batch
-    return [b"".join(batch)]
 
 
 def missing(upload_id: str) -> UploadMissing:

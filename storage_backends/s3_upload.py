@@ -30,11 +30,12 @@ from storage_backends.interface import (
     UploadBusy,
     UploadMissing,
 )
-from storage_backends.local_intake import BATCH_SIZE, QUEUE_SIZE_MAX, Intake
+from storage_backends.local_intake import BATCH_SIZE, QUEUE_SIZE_MAX, Intake, drained, fill
 from storage_backends.s3_client import S3Client
 from storage_backends.s3_errors import InTheWay, below
 from storage_backends.s3_format import POINTER, Segment, pointer_to_bytes
-from storage_backends.s3_parts import Appending, Budget, Holding, missing
+from storage_backends.s3_memory import Blocks
+from storage_backends.s3_parts import Appending, Holding, missing
 from storage_backends.s3_records import Records
 from storage_backends.s3_stream import SegmentStream
 from storage_backends.threads import Threads, uncancelled
@@ -51,8 +52,9 @@ class Workshop:
         threads: for small requests.
         appenders: that hash, gather, and wait for a part that is on its way.
         senders: each sends a part.
+        sources: that wait for a client's bytes, each for one client.
         readers: for content on its way out.
-        budget: of bytes in parts that uploads hold.
+        blocks: that parts are gathered in.
         busy: ids of the uploads that somebody in this process appends to or ends right now.
     """
 
@@ -61,16 +63,17 @@ class Workshop:
     threads: Threads
     appenders: Threads
     senders: Threads
+    sources: Threads
     readers: Threads
     part_size: int
     part_count_max: int
     refuse_below_object: Callable[[str], None]
     busy: set[str] = field(default_factory=set)
-    budget: Budget = field(default_factory=Budget)
+    blocks: Blocks = field(default_factory=Blocks)
 
     def queue_size_max(self) -> int:
         """Bytes that may wait for the part that is being gathered."""
-        return BATCH_SIZE if self.budget.is_used_up else QUEUE_SIZE_MAX
+        return BATCH_SIZE if self.blocks.are_used_up else QUEUE_SIZE_MAX
 
     @contextlib.contextmanager
     def occupied(self, upload_id: str) -> Iterator[None]:
@@ -126,8 +129,6 @@ class S3Upload:
         last: bool = False,
     ) -> int:
         del size  # there is no room to reserve
-        if not isinstance(chunks, AsyncIterable):
-            raise TypeError("this backend takes no BlockingSource")
         with self._workshop.occupied(self._id):
             await self._workshop.threads.run(self._prepare)
             if self._holding.saved.is_closing:
@@ -144,22 +145,39 @@ class S3Upload:
             self._pending.save(self._note)
             self._pending = None
 
-    async def _append_nothing(self, chunks: AsyncIterable[bytes]) -> int:
+    async def _append_nothing(self, chunks: AsyncIterable[bytes] | BlockingSource) -> int:
         """A commit that failed half-way can be repeated, and nothing else."""
+
+        def more() -> BaseException | None:
+            assert not isinstance(chunks, AsyncIterable)
+            size, failure = fill(memoryview(bytearray(1)), chunks)
+            return missing(self._id) if size else failure
+
+        if not isinstance(chunks, AsyncIterable):
+            await drained(self._workshop.sources, more, chunks)
+            return self._offset
         async for chunk in chunks:
             if chunk:
                 raise missing(self._id)
         return self._offset
 
     async def _append(
-        self, chunks: AsyncIterable[bytes], observe: Observer, note: Callable[[], bytes], *, is_last: bool
+        self,
+        chunks: AsyncIterable[bytes] | BlockingSource,
+        observe: Observer,
+        note: Callable[[], bytes],
+        *,
+        is_last: bool,
     ) -> None:
         appending = self._appending(observe)
         workshop = self._workshop
         intake = Intake(workshop.appenders, appending.write, queue_size_max=workshop.queue_size_max)
         try:
-            async for chunk in chunks:
-                await intake.put(chunk)
+            if isinstance(chunks, AsyncIterable):
+                async for chunk in chunks:
+                    await intake.put(chunk)
+            else:
+                await drained(workshop.sources, lambda: appending.drain(chunks, workshop.appenders), chunks)
         except BaseException:
             # What had arrived is kept before the error goes on, and it goes on also when that fails.
             with contextlib.suppress(StorageError):
@@ -172,7 +190,7 @@ class S3Upload:
         return Appending(
             self._holding,
             workshop.senders,
-            workshop.budget,
+            workshop.blocks,
             observe,
             part_size=workshop.part_size,
             part_count_max=workshop.part_count_max,
@@ -185,7 +203,7 @@ class S3Upload:
             rest = await intake.finish()
             await self._workshop.appenders.run(self._keep, appending, rest, note, is_last)
         except BaseException:
-            await self._workshop.appenders.run(appending.drain)
+            await self._workshop.appenders.run(appending.wait)
             raise
 
     def _keep(

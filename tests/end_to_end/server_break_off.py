@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -196,7 +197,15 @@ def kill_at(root: Path, turn: int) -> bool:
     server.end()
     litter = list((root / "_store" / "tmp").iterdir())
     assert not litter, f"left lying about: {litter}"
+    check_whole(root)
     return was_killed
+
+
+def check_whole(root: Path) -> None:
+    """Nothing that is stored contradicts anything else. In a process of its own: this one has no threads, and is forked."""
+    command = [sys.executable, "-c", "from registry.cli import main; main()", "fsck", "--storage", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def main(folder: Path, stride: int, first: int) -> int:

@@ -288,15 +288,18 @@ def line_of(name: str, step: Step, counted: Counter[str]) -> str:
     )
 
 
-# What a change makes dearer is seen here. Each is a sum over the parts of its step.
+# What docs/operations.md tells, and a few for what chance decides: folders of keys that a process has not met yet, a new hour.
+# Whoever makes it fewer lowers both.
 MOST: Final = {
-    Step.PUSH: 0,
-    Step.AFTER_PUSH: 0,
-    Step.PUSH_BY_PUT: 0,
-    Step.PUSH_AGAIN: 0,
-    Step.PULL_REDIRECTED: 0,
-    Step.PULL_STREAMED: 0,
+    Step.PUSH: 353 + 7,
+    Step.AFTER_PUSH: 1053 + 7,
+    Step.PUSH_AGAIN: 72 + 3,
+    Step.PUSH_BY_PUT: 311 + 7,
+    Step.PULL_REDIRECTED: 28,
+    Step.PULL_STREAMED: 36,
 }
+# Distribution looks into nothing that it stores.
+COMPARED: Final = [step for step in Step if step is not Step.AFTER_PUSH]
 
 
 @pytest.mark.parametrize("step", Step)
@@ -304,7 +307,7 @@ def test_the_store_is_asked_no_more_than_documented(ours: Counts, step: Step) ->
     assert cost_of(ours[step]).requests <= MOST[step], ours[step]
 
 
-@pytest.mark.parametrize("step", Step)
+@pytest.mark.parametrize("step", COMPARED)
 def test_the_store_is_asked_less_than_distribution_asks(ours: Counts, theirs: Counts, step: Step) -> None:
     assert cost_of(ours[step]).requests < cost_of(theirs[step]).requests
     assert cost_of(ours[step]).usd < cost_of(theirs[step]).usd

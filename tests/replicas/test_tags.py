@@ -18,7 +18,7 @@ from tests.replicas.cluster import Cluster, running
 from tests.replicas.linearizability import Dropped, Effect, Read, Recorder, Wrote, check
 from tests.replicas.round_robin import raw_session
 
-pytestmark = [pytest.mark.s3, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.s3, pytest.mark.timeout(1800)]
 
 CLIENTS = 8
 TAGS = ("v1", "v2", "latest", "nightly")
@@ -179,7 +179,11 @@ async def recorded(
     *,
     kill_every: int | None = None,
 ) -> tuple[Recorder, Counter[int]]:
-    """What `CLIENTS` have seen after `OPERATIONS`; of kills, the number of answers that never came is under 0."""
+    """`OPERATIONS` of `CLIENTS`, and the statuses that they got, where 0 stands for no answer.
+
+    Args:
+        kill_every: so many operations one replica is killed, and another one takes its place.
+    """
     await push_config(cluster, session)
     recorder, answered = Recorder(), Counter[int]()
     chance = random.Random(0)

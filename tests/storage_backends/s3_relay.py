@@ -163,11 +163,13 @@ async def _listening(relayed: Relay, endpoint: str, credentials: Credentials | N
             asked = _asked(request)
             relayed.counted[asked.operation] += 1
             url = URL(endpoint + request.raw_path, encoded=True)
-            body = request.content.iter_any() if request.body_exists else None
+            body: AsyncIterator[bytes] | bytes | None = (
+                request.content.iter_any() if request.body_exists else None
+            )
             if relayed.change(asked):
                 assert credentials is not None, "what is changed has to be signed"
-                body = await request.read()
-                url = _sign(asked, endpoint, body, credentials)
+                body = whole = await request.read()
+                url = _sign(asked, endpoint, whole, credentials)
             async with session.request(
                 asked.method, url, headers=asked.headers, data=body, skip_auto_headers=("Content-Type",)
             ) as answer:
