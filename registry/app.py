@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
 
 from kitspec.errors import OciError
 from registry import hash_state
+from registry.answer_memo import Answer
 from registry.api.call import Services
+from registry.audit import AuditedJournal, AuditedLogins, AuditLog, open_audit
 from registry.auth.guard import Guard
 from registry.auth.policy import Policy, granted
 from registry.body import Slots
@@ -27,7 +32,7 @@ from registry.garbage import Collected, CollectionBusy, Collector
 from registry.health import Health
 from registry.hosted import HostedRegistry
 from registry.http_limits import Server
-from registry.journal import Follower, Journal
+from registry.journal import Actor, Follower, Journal, acting
 from registry.kits import Kits
 from registry.layer_access import LayerAccess
 from registry.logs import access_log, log_event
@@ -35,8 +40,10 @@ from registry.member_index import MemberIndexes
 from registry.metered_backend import MeteredBackend
 from registry.metrics import process_metrics
 from registry.middleware import Dispatch, make_request
+from registry.notifications import make_deliverers
 from registry.overlay import Overlay
 from registry.upload_sessions import UploadSessions
+from registry.tls import ServerTls, with_hsts
 from registry.views import Views
 from storage_backends.interface import StorageBackend, StorageError, StorageUnavailable
 from storage_backends.local import LocalBackend
@@ -46,6 +53,10 @@ if TYPE_CHECKING:
     from registry.auth.accounts import Accounts
 
 logger = logging.getLogger(__name__)
+
+_SEGMENT_SIZE: Final = 64 * 1024 * 1024
+# How often a generation that has a successor looks whether it is needed.
+_FINISH_LOOK_S: Final = 0.5
 
 
 def make_backend(config: Config) -> StorageBackend:
@@ -86,6 +97,7 @@ def _s3_backend(storage: S3, redirect: Redirect) -> StorageBackend:
             verify_tls=not storage.skipverify,
             path_style=storage.forcepathstyle,
             part_size=storage.chunksize,
+            segment_size=_segment_size(storage, redirect),
             connect_timeout_s=storage.connecttimeout,
             read_timeout_s=storage.readtimeout,
             retry_timeout_s=storage.retrytimeout,
@@ -95,9 +107,19 @@ def _s3_backend(storage: S3, redirect: Redirect) -> StorageBackend:
     )
 
 
+def _segment_size(storage: S3, redirect: Redirect) -> int | None:
+    if storage.segmentsize is not None:
+        return storage.segmentsize or None
+    return _SEGMENT_SIZE if redirect.disable else None
+
+
 @asynccontextmanager
-async def services_of(config: Config) -> AsyncIterator[Services]:
-    """What handlers share, with the tasks that keep it well."""
+async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIterator[Services]:
+    """What handlers share, with the tasks that keep it well.
+
+    Args:
+        audit: where writes and logins are recorded.
+    """
     metrics = process_metrics()
     metrics.show_limits(config.limits)
     backend = MeteredBackend(make_backend(config), metrics, driver=config.storage.driver)
@@ -120,7 +142,7 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
         )
         collection = config.storage.maintenance.garbagecollection
         freshness = Freshness(backend, grace_s=None if is_read_only else collection.grace)
-        journal = Journal(backend, is_writable=not is_read_only)
+        journal = _journal(backend, audit, is_writable=not is_read_only)
         registry = HostedRegistry(
             backend,
             sessions,
@@ -153,13 +175,20 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
                 keep_s=config.journal.keep,
             )
             await stack.enter_async_context(_running(follower.run(), "follow the journal"))
+        if not is_read_only:
+            for deliverer in make_deliverers(config, backend, journal, metrics):
+                await stack.enter_async_context(_running(deliverer.run(), f"notify {deliverer.name}"))
         accounts: Accounts | None = None
         if config.auth is not None:
             from registry.auth.accounts import open_accounts  # cryptography takes a tenth of a second
 
             accounts = await stack.enter_async_context(
                 open_accounts(
-                    config, config.auth, records, metrics, lambda *asked: granted(guard.policy, *asked)
+                    config,
+                    config.auth,
+                    records,
+                    AuditedLogins(metrics) if audit is not None else metrics,
+                    lambda *asked: granted(guard.policy, *asked),
                 )
             )
         policy = Policy.from_config(config.http.accessControl, config.auth)
@@ -178,6 +207,13 @@ async def services_of(config: Config) -> AsyncIterator[Services]:
             guard=guard,
             accounts=accounts,
         )
+
+
+def _journal(backend: StorageBackend, audit: AuditLog | None, *, is_writable: bool) -> Journal:
+    # What nothing may be written to has nothing to tell either.
+    if audit is None or not is_writable:
+        return Journal(backend, is_writable=is_writable)
+    return AuditedJournal(backend, audit)
 
 
 def make_collector(
@@ -215,17 +251,30 @@ async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[
 
 
 async def run_worker(
-    config: Config, listener: socket.socket, *, stop: asyncio.Event, ready: Callable[[], None]
+    config: Config,
+    listener: socket.socket,
+    *,
+    stop: asyncio.Event,
+    retire: asyncio.Event | None = None,
+    ready: Callable[[], None],
 ) -> None:
     """Serve on `listener` until `stop` is set, then drain for at most `http.draintimeout`.
 
     Args:
+        retire: set when a successor accepts: what is under way is finished, with no limit until `stop` is set.
         ready: called once, when connections are answered.
     """
-    async with services_of(config) as services:
-        dispatch = Dispatch(services)
+    config = with_hsts(config)
+    async with (
+        _serving_tls(config) as context,
+        open_audit(config.log.audit) as audit,
+        services_of(config, audit) as services,
+    ):
+        dispatch = _NamingDispatch(services)
+        if (log := access_log()) is not None:
+            log.user = _acting_name
         server = Server(
-            dispatch,
+            dispatch if audit is None else _audited(dispatch, audit),
             config,
             services.metrics,
             make_connection=lambda server, **arguments: Connection(server, dispatch, **arguments),
@@ -234,36 +283,76 @@ async def run_worker(
         acceptor = await asyncio.get_running_loop().create_server(
             server,
             sock=listener,
-            ssl=await asyncio.to_thread(_tls, config),
+            ssl=context,
             backlog=listener.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
         )
         services.health.is_started = True
         ready()
         try:
-            await stop.wait()
+            await _first_set(stop, retire or asyncio.Event())
+            if not stop.is_set():
+                await _finish(server, acceptor, stop)
         finally:
             services.health.is_draining = True
             acceptor.close()
             server.pre_shutdown()
             await server.shutdown(config.http.draintimeout)
-            if (log := access_log()) is not None:
+            if log is not None:
                 await asyncio.to_thread(log.flush)
 
 
-def _tls(config: Config) -> ssl.SSLContext | None:
-    tls = config.http.tls
-    if tls.certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.minimumtls == "tls1.3" else ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(tls.certificate, tls.key)
-    for path in tls.clientcas:
-        context.load_verify_locations(path)
-    if tls.clientcas:
-        is_required = tls.clientauth == "require-and-verify-client-cert"
-        context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
-    return context
+async def _first_set(*events: asyncio.Event) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def _finish(server: Server, acceptor: asyncio.Server, stop: asyncio.Event) -> None:
+    """Accept nothing more, and wait until every connection has finished what it was about, or `stop` is set."""
+    acceptor.close()
+    while server.connections and not stop.is_set():
+        server.pre_shutdown()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _FINISH_LOOK_S)
+
+
+class _NamingDispatch(Dispatch):
+    """Knows whose a kept answer is, for the access log: no request was looked at that could have said so."""
+
+    def count_kept_answer(self, answer: Answer, identity: str, peer: object) -> None:
+        before = acting.set(Actor(answer.identity.name))
+        super().count_kept_answer(answer, identity, peer)
+        acting.reset(before)
+
+
+def _acting_name() -> str:
+    return acting.get().name
+
+
+def _audited(
+    dispatch: Dispatch, audit: AuditLog
+) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        audit.request_begins()
+        response = await dispatch(request)
+        audit.request_ends(request.method, request.rel_url.raw_path, response.status)
+        return response
+
+    return answer
+
+
+@asynccontextmanager
+async def _serving_tls(config: Config) -> AsyncIterator[ssl.SSLContext | None]:
+    """Raises: TlsUnusable."""
+    if config.http.tls.certificate is None:
+        yield None
+        return
+    tls = await asyncio.to_thread(ServerTls, config.http.tls)
+    async with _running(tls.follow(), "follow the certificate"):
+        yield tls.context
 
 
 async def _purge_uploads(sessions: UploadSessions, purging: Uploadpurging) -> None:

@@ -28,9 +28,10 @@ from kitspec.errors import NameInvalid, NameUnknown, OciError
 from kitspec.names import RepositoryName
 from registry.config import Config, Storage
 from registry.config_sources import ConfigInvalid, LoadedConfig, json_schema, load_config
-from registry.config_types import parse_duration
+from registry.config_types import parse_address, parse_duration
 from registry.garbage import Collected
 from registry.logs import configure_logging, log_event
+from registry.readiness import NotReady, address_to_ask, ask_ready
 from registry.workers import ListenFailed, Serving, serve
 from storage_backends.interface import StorageBackend, StorageError
 
@@ -87,6 +88,18 @@ class DurationParameter(click.ParamType[float]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             return parse_duration(value)
+        except ValueError as error:
+            return self.fail(f"{value!r}: {error}", param, ctx)
+
+
+class AddressParameter(click.ParamType[str]):
+    """`HOST:PORT`."""
+
+    name = "address"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return parse_address(value)
         except ValueError as error:
             return self.fail(f"{value!r}: {error}", param, ctx)
 
@@ -176,6 +189,30 @@ def verify(context: click.Context, path: Path) -> None:
             print(problem, file=sys.stderr)
         context.exit(EXIT_FAILED)
     print(f"{path}: ok")
+
+
+@main.command()
+@click.option("--config", "path", type=click.Path(path_type=Path), metavar="FILE", help="As of serve.")
+@click.option(
+    "--address",
+    type=AddressParameter(),
+    metavar="HOST:PORT",
+    help="Where it listens.  [default: http.addr; 127.0.0.1 if that is every address]",
+)
+@click.pass_context
+def health(context: click.Context, path: Path | None, address: str | None) -> None:
+    """Ask the registry that runs here whether it can serve (GET /readyz). Exit status 1: it cannot, or does not answer.
+
+    For health checks of containers. The same configuration as the registry's says where and how to ask.
+    """
+    http_config = _load_or_exit(path, {}).config.http
+    asked = address or address_to_ask(http_config.addr)
+    try:
+        ask_ready(http_config, asked)
+    except NotReady as error:
+        print(error, file=sys.stderr)
+        context.exit(EXIT_FAILED)
+    print(f"{asked}: ready")
 
 
 @main.command("garbage-collect")

@@ -18,12 +18,15 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from registry.auth.auth_config import Auth
 from registry.auth.policy_config import AccessControl
 from registry.config_types import Address, Count, FilePath, Networks, Seconds, Section, Size, Timeout
+from registry.notifications_config import Notifications
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*", re.ASCII)
 _HOST_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+", re.ASCII)
 _ENDPOINT = re.compile(r"(?:https?://)?[A-Za-z0-9.:\[\]_-]+", re.ASCII)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", re.ASCII)
+# Each costs a request when it is begun, when it is completed and when it is read.
+_SEGMENT_SIZE_MIN = 32 * 1024**2
 _S3_ROOT = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*", re.ASCII)
 _PREFIX = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*", re.ASCII)
 
@@ -40,6 +43,8 @@ class Log(Section):
     formatter: Literal["text", "json"] = "text"
     fields: dict[str, str] = Field(default_factory=dict)
     accesslog: Accesslog = Accesslog()
+    # "stdout" is that.
+    audit: FilePath | None = None
 
     @field_validator("fields", mode="before")
     @classmethod
@@ -72,6 +77,8 @@ class S3(Section):
     forcepathstyle: bool = True
     # S3 takes no smaller part; three larger ones on their way are more memory than an upload may have.
     chunksize: Annotated[Size, Field(ge=5 * 1024**2, le=32 * 1024**2)] = 16 * 1024**2
+    # None: one object where downloads are redirected, for a URL stands for one; else 64MiB.
+    segmentsize: Size | None = None
     connecttimeout: Timeout = 5.0
     readtimeout: Timeout = 30.0
     retrytimeout: Timeout = 60.0
@@ -96,6 +103,13 @@ class S3(Section):
     def _endpoint_is_a_host(cls, value: str | None) -> str | None:
         if value is not None and not _ENDPOINT.fullmatch(value):
             raise ValueError('should be the address of the store, like "https://s3.example:9000"')
+        return value
+
+    @field_validator("segmentsize")
+    @classmethod
+    def _segments_are_worth_it(cls, value: int | None) -> int | None:
+        if value is not None and 0 < value < _SEGMENT_SIZE_MIN:
+            raise ValueError("should be 0, for one object, or at least 32MiB")
         return value
 
     @model_validator(mode="after")
@@ -355,6 +369,7 @@ class Config(Section):
     tags: Tags = Tags()
     health: Health = Health()
     manifests: Manifests = Manifests()
+    notifications: Notifications = Notifications()
     journal: Journal = Journal()
     hub: Hub = Hub()
     limits: Limits = Limits()

@@ -43,7 +43,6 @@ _DISTRIBUTION_ONLY = {
     "log.hooks": "collect the log of the process instead",
     "loglevel": "say log.level",
     "middleware": "there is none to load",
-    "notifications": "events are not part of this version",
     "policy": "there is none to set",
     "proxy": "pull-through caching is not part of this version",
     "redis": "none is needed: caches are built in",

@@ -1,6 +1,6 @@
-"""One connection: aiohttp's, with two short cuts: kept answers, and bodies that a thread reads from the socket.
+"""One connection: aiohttp's, with short cuts: kept answers, bodies that a thread reads from the socket, answers that one writes.
 
-Both rest on knowing that aiohttp's parser has no part of a message: what it was given so far were whole requests, to the
+The first two rest on knowing that aiohttp's parser has no part of a message: what it was given so far were whole requests, to the
 byte. From the first read on of which that cannot be said, the connection is aiohttp's alone.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from aiohttp.http_parser import HttpRequestParser
@@ -17,6 +19,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from registry.http_limits import LimitedConnection, Server
 from registry.socket_body import SocketBody
+from registry.socket_sink import SocketSink
 
 if TYPE_CHECKING:
     from registry.middleware import Dispatch
@@ -37,7 +40,7 @@ class Connection(LimitedConnection):
         memorable: the name (`AnswerMemo.name`) of the request that is being answered, where its answer may be kept.
     """
 
-    __slots__ = ("_body_left", "_dispatch", "_held", "_held_size", "_is_between", "memorable")
+    __slots__ = ("_body_left", "_dispatch", "_held", "_held_size", "_is_between", "_sink", "memorable")
 
     def __init__(
         self,
@@ -56,6 +59,13 @@ class Connection(LimitedConnection):
         # What was read of a body that aiohttp has not been shown yet; None while there is no such body.
         self._held: bytes | None = None
         self._held_size: int | None = None
+        self._sink: SocketSink | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        # Nobody watches from here on whether the client takes anything.
+        if self._sink is not None:
+            self._sink.interrupt()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if not self._is_between or not data:
@@ -189,3 +199,50 @@ class Connection(LimitedConnection):
             super().data_received(rest)
         if not self._reading_paused and not self._buffer_paused:
             self._resume_transport_reading()
+
+    # Answers that a thread writes
+
+    @asynccontextmanager
+    async def sink(self) -> AsyncIterator[SocketSink | None]:
+        """Where a thread may write what follows of the answer whose head was sent; None where it must go by way of aiohttp.
+
+        Nothing is read until the end of the block: whatever the client asks for next can wait, and must not be answered in between.
+
+        Raises:
+            ConnectionError: the client is gone.
+        """
+        if self._is_tls():
+            yield None
+            return
+        await self._wait_until_sent()
+        transport = self.transport
+        if transport is None:
+            raise ConnectionResetError("the client is gone")
+        was_reading, was_in_head = transport.is_reading(), self.head_since is not None
+        transport.pause_reading()
+        self.head_since = None
+        self._sink = SocketSink(transport.get_extra_info("socket"))
+        try:
+            yield self._sink
+        finally:
+            self._sink.close()
+            self._sink = None
+            if was_in_head:
+                self.head_since = self._loop.time()
+            if was_reading:
+                transport.resume_reading()
+
+    async def _wait_until_sent(self) -> None:
+        """Until the kernel has all that was written.
+
+        Raises:
+            ConnectionError: the client is gone.
+        """
+        if self.transport is None or self.transport.get_write_buffer_size() == 0:
+            return
+        self.transport.set_write_buffer_limits(0)
+        try:
+            await self._drain_helper()
+        finally:
+            if self.transport is not None:
+                self.transport.set_write_buffer_limits()

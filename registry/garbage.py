@@ -13,12 +13,10 @@ Whatever cannot be read ends the run; a manifest that cannot be understood keeps
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from kitspec.digest import Digest
 from kitspec.errors import OciError
@@ -28,6 +26,7 @@ from registry import layout
 from registry.hosted import read_manifest_record
 from registry.journal import Journal
 from registry.layout import InRepository
+from registry.lease import LeaseTaken, RecordLease
 from registry.logs import log_event
 from registry.upload_sessions import UploadSessions
 from storage_backends.interface import ObjectInfo, ObjectMissing, PreconditionFailed, StorageBackend
@@ -36,14 +35,9 @@ logger = logging.getLogger(__name__)
 
 # Of one repository; each is at most 4 MiB.
 _MANIFESTS_AT_ONCE: Final = 8
-_LEASE_SIZE_MAX: Final = 4096
-_LEASE_S: Final = 90.0
-_RENEW_S: Final = _LEASE_S / 3
-# Clocks that tell the store's time may be this far off.
-_CLOCK_DOUBT_S: Final = 5.0
 
 
-class CollectionBusy(Exception):
+class CollectionBusy(LeaseTaken):
     """Somebody else collects, or took the collection over."""
 
 
@@ -156,71 +150,18 @@ class Collector:
         return collected
 
 
-class Lease:
-    """Who collects. One record: `{"holder", "finished", "nonce"}`, rewritten while it is held."""
+class Lease(RecordLease):
+    """Who collects."""
 
     def __init__(self, backend: StorageBackend) -> None:
-        self._backend = backend
-        self._holder = secrets.token_hex(8)
-        self._version = ""
-        self._renewed = 0.0
-        self._finished: float | None = None
+        super().__init__(backend, layout.COLLECTION, what="collects this storage", taken=CollectionBusy)
 
     @classmethod
-    async def take(cls, backend: StorageBackend) -> Lease:
+    async def take(cls, backend: StorageBackend) -> Self:
         """Raises: CollectionBusy."""
         lease = cls(backend)
-        holder, info = await lease._read()
-        if holder and info is not None and backend.now() < info.modified + _LEASE_S + _CLOCK_DOUBT_S:
-            raise CollectionBusy("another process collects this storage right now")
-        lease._version = "" if info is None else info.version
-        await lease._write(lease._holder)
+        await lease.acquire()
         return lease
-
-    async def finished(self) -> float | None:
-        """When a run was finished last, by the store's clock."""
-        await self._read()
-        return self._finished
-
-    async def renew(self) -> None:
-        """Keep it, if it is time. Raises: CollectionBusy: it was taken over, by somebody who thought us dead."""
-        if self._now() - self._renewed >= _RENEW_S:
-            await self._write(self._holder)
-
-    async def finish(self) -> None:
-        self._finished = self._backend.now()
-        await self._write("")
-
-    async def give_up(self) -> None:
-        """After a run that failed; it is due again."""
-        try:
-            await asyncio.shield(self._write(""))
-        except Exception as error:  # noqa: BLE001 - it runs out by itself
-            log_event(logger, logging.WARNING, "collection.lease.kept", reason=str(error))
-
-    async def _read(self) -> tuple[str, ObjectInfo | None]:
-        try:
-            content, info = await self._backend.read(layout.COLLECTION, size_max=_LEASE_SIZE_MAX)
-        except ObjectMissing:
-            return "", None
-        document = json.loads(content)
-        self._finished = document["finished"]
-        return document["holder"], info
-
-    async def _write(self, holder: str) -> None:
-        document = {"holder": holder, "finished": self._finished, "nonce": secrets.token_hex(8)}
-        try:
-            info = await self._backend.write(
-                layout.COLLECTION, json.dumps(document).encode(), expect=self._version
-            )
-        except PreconditionFailed as error:
-            raise CollectionBusy("another process took the collection over") from error
-        self._version = info.version
-        self._renewed = self._now()
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
 
 
 @dataclass(slots=True)

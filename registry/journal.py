@@ -116,7 +116,7 @@ class Change:
         )
 
 
-class _Batch:
+class Batch:
     """Changes that will be written together."""
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ class Journal:
         self._backend = backend
         self._is_writable = is_writable
         self._lock = asyncio.Lock()
-        self._next: _Batch | None = None
+        self._next: Batch | None = None
         self._origin = secrets.token_hex(8)
         self._count = 0
 
@@ -148,7 +148,7 @@ class Journal:
         if not self._is_writable:
             return
         if self._next is None or len(self._next.changes) >= _LINES_MAX:
-            self._next = _Batch()
+            self._next = Batch()
             self._next.written = asyncio.create_task(self._write(self._next), name="journal")
         batch = self._next
         batch.changes.append(change)
@@ -157,7 +157,7 @@ class Journal:
         with translated():
             await asyncio.shield(batch.written)
 
-    async def _write(self, batch: _Batch) -> None:
+    async def _write(self, batch: Batch) -> None:
         try:
             async with asyncio.timeout(APPEND_MAX_S), self._lock:
                 if self._next is batch:

@@ -11,6 +11,7 @@
     catalog/<name>!                              this repository exists
     journal/20261125/12/3640.123456-…            what was written in one moment (journal.py)
     journal-marks/<reader>                       up to which entry of the journal somebody has read
+    journal-marks/notifications-<endpoint>.lease who tells that endpoint, and of what it was told (notifications.py)
     maintenance/collection                       who collects, and when that was done last (garbage.py)
     auth/token-keys                              what tokens are signed with (auth/token_keys.py)
     auth/api-keys/<user>/<id>                    an API key, hashed; <user> is a digest of its owner's name (auth/api_keys.py)

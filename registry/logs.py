@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final
 
@@ -175,6 +176,9 @@ class AccessLog:
     """One `access` line for each answered request; refusals (4xx) are sampled when they flood.
 
     Lines are gathered for up to half a second and written at once: a manifest GET must not pay a system call for its line.
+
+    Attributes:
+        user: the name of whoever the current task answers; "" for nobody in particular. Set by who knows (`app.py`).
     """
 
     REFUSALS_PER_SECOND = 50
@@ -191,6 +195,7 @@ class AccessLog:
         self._gate = RateGate(self.REFUSALS_PER_SECOND)
         self._lines: list[str] = []
         self._second = (0, "")
+        self.user: Callable[[], str] = str
 
     def record(
         self,
@@ -214,16 +219,19 @@ class AccessLog:
         now = time.time()
         if 400 <= status < 500 and not self._gate.admit(now):
             return
+        user = self.user()
         if self._as_json:
+            who = f'"user": {_json(user)}, ' if user else ""
             line = (
                 f'{{"time": "{self._timestamp(now)}", "level": "info", "event": "access", "request": {_json(identity)}, '
-                f'"remote": {_json(remote)}, "method": {_json(method)}, "path": {_json(path)}, "status": {status}, '
+                f'"remote": {_json(remote)}, {who}"method": {_json(method)}, "path": {_json(path)}, "status": {status}, '
                 f'"seconds": {seconds:.6f}, "received": {received}, "sent": {sent}, "agent": {_json(agent)}{self._constant}}}'
             )
         else:
+            who = f"user={_text(user)} " if user else ""
             line = (
                 f"{self._timestamp(now)} info access request={_text(identity)} remote={_text(remote)} "
-                f"method={_text(method)} path={_text(path)} status={status} seconds={seconds:.6f} "
+                f"{who}method={_text(method)} path={_text(path)} status={status} seconds={seconds:.6f} "
                 f"received={received} sent={sent} agent={_text(agent)}{self._constant}"
             )
         self._lines.append(line)

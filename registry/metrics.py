@@ -103,6 +103,16 @@ FAMILIES: Final[Mapping[str, Family]] = {
         ("source",),
         gauge=True,
     ),
+    "registry_notifications_events_total": Family(
+        "Attempts to tell an endpoint of an event: it took it, it said no, or there was no answer.",
+        ("type", "endpoint"),
+    ),
+    "registry_notifications_status_total": Family("Answers of endpoints.", ("code", "endpoint")),
+    "registry_notifications_pending_total": Family(
+        "Entries of the journal that an endpoint was not told of; of more than 1000 it says 1000.",
+        ("endpoint",),
+        gauge=True,
+    ),
     "modelreg_limit": Family("The limits in force.", ("name",), gauge=True),
     "modelreg_info": Family("1, with the version.", ("version",), gauge=True),
     "modelreg_workers": Family("Worker processes.", gauge=True),
@@ -224,6 +234,20 @@ class Metrics:
     def auth_source(self, source: str, *, is_stale: bool) -> None:
         """Show how a source is doing. `source` comes from the configuration, so there are as many as that names."""
         self._values["modelreg_auth_source_stale", (source,)] = float(is_stale)
+
+    def events_waiting(self, endpoint: str, entries: int) -> None:
+        """Show how far behind an endpoint is. Names come from the configuration, so there are as many as that has."""
+        self._values["registry_notifications_pending_total", (endpoint,)] = entries
+
+    def event_sent(self, endpoint: str, status: int) -> None:
+        self._count("registry_notifications_events_total", ("Successes", endpoint), 1)
+        self._count("registry_notifications_status_total", (str(status), endpoint), 1)
+
+    def event_failed(self, endpoint: str, status: int | None) -> None:
+        outcome = "Errors" if status is None else "Failures"
+        self._count("registry_notifications_events_total", (outcome, endpoint), 1)
+        if status is not None:
+            self._count("registry_notifications_status_total", (str(status), endpoint), 1)
 
     def show_limits(self, limits: Limits) -> None:
         for name, value in limits:

@@ -9,7 +9,7 @@ served by its successor. It knows nothing of HTTP. A worker ends when its parent
     signal              effect
     SIGTERM, SIGINT     drain: accept nothing, finish what is under way for at most http.draintimeout, exit with 0
     SIGINT once more    end at once, exit with 130
-    SIGHUP              nothing to reload yet; says so
+    SIGHUP              read the configuration again (reload.py), which also happens when a file of it changes
     SIGUSR1             print what every thread is doing
 
 Why SO_REUSEPORT, and why processes are forked: docs/adr/0010-workers.md.
@@ -33,15 +33,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 from registry.config import Config
 from registry.logs import configure_logging, log_event
 from registry.metrics import fold_ended, process_metrics
+from registry.reload import LOOK_INTERVAL_S, ConfigSource, Generations, RunWorker, reloaded
 
 LOGGER = logging.getLogger(__name__)
 
@@ -71,14 +71,6 @@ class ListenFailed(Exception):
     """The address cannot be listened to; the message says why and what to do."""
 
 
-class RunWorker(Protocol):
-    """What serves: builds the application, serves on `listener`, calls `ready`, drains once `stop` is set, returns."""
-
-    def __call__(
-        self, config: Config, listener: socket.socket, *, stop: asyncio.Event, ready: Callable[[], None]
-    ) -> Awaitable[None]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Serving:
     """What `serve` tells its caller once every worker answers."""
@@ -89,9 +81,16 @@ class Serving:
 
 
 def serve(
-    config: Config, run_worker: RunWorker, *, on_serving: Callable[[Serving], None] = lambda _: None
+    config: Config,
+    run_worker: RunWorker,
+    *,
+    on_serving: Callable[[Serving], None] = lambda _: None,
+    source: ConfigSource | None = None,
 ) -> int:
     """Serve until a signal ends it.
+
+    Args:
+        source: where another configuration is to be had while we serve; None: nowhere.
 
     Returns:
         the exit status of the process: 0 after a clean drain.
@@ -106,9 +105,15 @@ def serve(
     try:
         if count == 1:
             return run_here(
-                config, listeners[0], run_worker, on_ready=lambda: on_serving(Serving(host, port, 1))
+                config,
+                listeners[0],
+                run_worker,
+                on_ready=lambda: on_serving(Serving(host, port, 1)),
+                source=source,
             )
-        return Supervisor(config, listeners, run_worker, lambda: on_serving(Serving(host, port, count))).run()
+        return Supervisor(
+            config, listeners, run_worker, lambda: on_serving(Serving(host, port, count)), source
+        ).run()
     finally:
         for listener in listeners:
             listener.close()
@@ -168,18 +173,22 @@ def run_here(
     run_worker: RunWorker,
     *,
     on_ready: Callable[[], None],
+    source: ConfigSource | None,
+    worker: int | None = None,
     parent_gone: int | None = None,
 ) -> int:
     """Serve in this process; answer its exit status.
 
     Args:
+        source: of a new configuration, when we are asked for one or, without a parent that looks, a file has changed.
+        worker: number of this worker, when there are several.
         parent_gone: a descriptor that becomes readable when the parent has ended; None when there is no parent.
     """
     tune_allocator()
     _allow_many_files()
     process_metrics().show_limits(config.limits)
     try:
-        asyncio.run(_run(config, listener, run_worker, on_ready, parent_gone))
+        asyncio.run(_run(config, listener, run_worker, on_ready, source, worker, parent_gone))
     except Exception as error:  # noqa: BLE001 - the outermost frame: whatever it is, it is logged and ends the process
         _log_failure(error)
         return EXIT_FAILED
@@ -191,19 +200,28 @@ async def _run(
     listener: socket.socket,
     run_worker: RunWorker,
     on_ready: Callable[[], None],
+    source: ConfigSource | None,
+    worker: int | None,
     parent_gone: int | None,
 ) -> None:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    generations = Generations(
+        config,
+        listener,
+        run_worker,
+        source=source,
+        apply=lambda new: configure_logging(new.log, worker=worker) and None,
+    )
+    stop = generations.stop
 
     def drain(signal_name: str) -> None:
         if not stop.is_set():
-            log_event(
-                LOGGER, logging.INFO, "drain.started", cause=signal_name, limit_s=config.http.draintimeout
-            )
-            stop.set()
+            limit_s = generations.config.http.draintimeout
+            log_event(LOGGER, logging.INFO, "drain.started", cause=signal_name, limit_s=limit_s)
+            listener.close()  # each generation has its own; those close at the same time
+            generations.drain()
             # A thread, because what hangs may be the loop itself.
-            watchdog = threading.Timer(config.http.draintimeout + _CLOSE_GRACE_S, os._exit, (EXIT_FAILED,))
+            watchdog = threading.Timer(limit_s + _CLOSE_GRACE_S, os._exit, (EXIT_FAILED,))
             watchdog.daemon = True
             watchdog.start()
 
@@ -219,12 +237,18 @@ async def _run(
     signal.signal(signal.SIGTERM, on_signal)
     if parent_gone is None:
         signal.signal(signal.SIGINT, on_signal)
-        _say_so_on_sighup()
+        following = asyncio.create_task(generations.follow(), name="follow the configuration")
     else:  # Ctrl-C reaches the whole group; the parent alone decides what it means
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         loop.add_reader(parent_gone, on_parent_gone, parent_gone)
-    await run_worker(config, listener, stop=stop, ready=on_ready)
+        following = None
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(generations.reload))
+    try:
+        await generations.run(on_ready)
+    finally:
+        if following is not None:
+            following.cancel()
     if not stop.is_set():
         raise RuntimeError("the worker ended by itself")
     log_event(LOGGER, logging.INFO, "drain.finished")
@@ -251,6 +275,7 @@ class _Worker:
     process: int
     started: float
     status_pipe: int
+    config: Config
     is_ready: bool = False
 
 
@@ -264,8 +289,11 @@ class Supervisor:
         listeners: list[socket.socket],
         run_worker: RunWorker,
         on_serving: Callable[[], None],
+        source: ConfigSource | None = None,
     ) -> None:
         self._config = config
+        self._source = source
+        self._look_at = float("inf") if source is None else time.monotonic() + LOOK_INTERVAL_S
         self._listeners = listeners
         self._run_worker = run_worker
         self._on_serving = on_serving
@@ -315,7 +343,7 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             for number in self._wake_read.recv(4096):
                 if number == signal.SIGHUP:
-                    log_event(LOGGER, logging.INFO, "reload.skipped", reason="nothing to reload")
+                    self._reload()
                 elif number == signal.SIGINT and self._stopping:
                     self._kill_all(EXIT_INTERRUPTED)
                 elif number in {signal.SIGINT, signal.SIGTERM}:
@@ -329,7 +357,7 @@ class Supervisor:
             self._be_worker(number, status_write)  # does not return
         os.close(status_write)
         os.set_blocking(status_read, False)
-        worker = _Worker(number, process, time.monotonic(), status_read)
+        worker = _Worker(number, process, time.monotonic(), status_read, self._config)
         self._workers[process] = worker
         self._selector.register(status_read, selectors.EVENT_READ, worker)
 
@@ -359,6 +387,8 @@ class Supervisor:
                 self._listeners[number],
                 self._run_worker,
                 on_ready=ready,
+                source=self._source,
+                worker=number,
                 parent_gone=self._alive_read,
             )
         finally:
@@ -368,6 +398,7 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             if os.read(worker.status_pipe, 1):
                 worker.is_ready = True
+                self._renew(worker)
             else:  # it ended; the rest is `_reap`'s
                 self._selector.unregister(worker.status_pipe)
         all_ready = len(self._workers) == len(self._listeners) and all(
@@ -420,6 +451,29 @@ class Supervisor:
         )
         self._restarts.append((time.monotonic() + wait_s, worker.number))
 
+    def _reload(self) -> None:
+        """Take over what is configured now, if it can be used. Each worker reads it again by itself."""
+        if self._stopping:
+            return
+        config = reloaded(self._source, self._config)
+        if config is not None:
+            self._config = config
+            configure_logging(config.log)
+            for worker in self._workers.values():
+                if worker.is_ready:  # one that is not listens to no signal yet; `_note_ready` tells it
+                    self._renew(worker)
+
+    def _renew(self, worker: _Worker) -> None:
+        if worker.config is not self._config:
+            worker.config = self._config
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.process, signal.SIGHUP)
+
+    def _look(self) -> None:
+        self._look_at = time.monotonic() + LOOK_INTERVAL_S
+        if self._source is not None and self._source.has_changed(self._config):
+            self._reload()
+
     def _stop(self, *, exit_status: int) -> None:
         self._exit_status = self._exit_status or exit_status
         self._stopping = True
@@ -442,13 +496,15 @@ class Supervisor:
                 os.kill(process, number)
 
     def _seconds_to_next_deadline(self) -> float | None:
-        deadline = min([self._kill_at, *(when for when, _ in self._restarts)])
+        deadline = min([self._kill_at, self._look_at, *(when for when, _ in self._restarts)])
         return None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
 
     def _meet_deadlines(self) -> None:
         now = time.monotonic()
         if now >= self._kill_at:
             self._kill_all(EXIT_FAILED)
+        if now >= self._look_at:
+            self._look()
         due = [number for when, number in self._restarts if when <= now]
         self._restarts = [(when, number) for when, number in self._restarts if when > now]
         for number in due:
@@ -487,13 +543,3 @@ def _print_stacks_on_sigusr1() -> None:
     if hasattr(signal, "SIGUSR1"):
         with contextlib.suppress(ValueError, OSError, AttributeError):  # no standard error to print to
             faulthandler.register(signal.SIGUSR1, all_threads=True)
-
-
-def _say_so_on_sighup() -> None:
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(
-            signal.SIGHUP,
-            lambda _number, _frame: log_event(
-                LOGGER, logging.INFO, "reload.skipped", reason="nothing to reload"
-            ),
-        )

@@ -20,7 +20,7 @@ Every method may raise `StorageUnavailable` (the store failed; a later try may h
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
@@ -140,16 +140,33 @@ class PresignedUrl:
     size: int
 
 
+class BlockingSink(Protocol):
+    """Where a thread can put bytes by itself, for a backend that reads them in that thread."""
+
+    def write(self, content: memoryview, /) -> None:
+        """Wait until all of `content` is taken; it may be overwritten then. Raises what stops it from being taken."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make a `write` that waits, or is still to come, raise. From any thread."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ByteStream:
     """The bytes are `chunks`, to be read once, inside the delivery's context.
 
     A stream that ends early raises `StorageUnavailable`: it never ends cleanly.
+
+    Attributes:
+        drain_into: puts the bytes into a sink from a thread of the backend's, in the place of `chunks`, and raises what the
+            sink raises too. Before the first byte it may say False: no thread is free for that, so take the chunks.
     """
 
     chunks: AsyncIterator[bytes]
     span: Span
     size: int
+    drain_into: Callable[[BlockingSink], Awaitable[bool]] | None = None
 
 
 Delivery = LocalFile | PresignedUrl | ByteStream

@@ -38,15 +38,7 @@ async def drained(
     threads: Threads, drain: Callable[[], BaseException | None], source: BlockingSource
 ) -> None:
     """Wait for a thread that drains `source`; raise what stopped it, or interrupt it when cancelled."""
-    draining = threads.submit(drain)
-    try:
-        await asyncio.wait([draining])
-    except asyncio.CancelledError:
-        source.interrupt()
-        await uncancelled(asyncio.ensure_future(asyncio.wait([draining])))
-        draining.exception()  # seen: the cancellation is what the caller hears of
-        raise
-    failure = draining.result()
+    failure = await threads.run_interruptible(drain, source.interrupt)
     if failure is not None:
         raise failure
 

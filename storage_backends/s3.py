@@ -57,7 +57,7 @@ _SOURCES: Final = 16
 # Folders known not to be objects; a key of a registry has five.
 _FOLDERS_MAX: Final = 10_000
 # Pointers are small; one to a TiB has 4 segments.
-_POINTER_SIZE_MAX: Final = 64 * 1024
+_POINTER_SIZE_MAX: Final = 256 * 1024
 
 
 class S3Backend:
@@ -121,6 +121,7 @@ class S3Backend:
             self._readers,
             part_size=self._settings.part_size,
             part_count_max=self._part_count_max,
+            segment_size=self._settings.segment_size,
             refuse_below_object=self._refuse_below_object,
         )
 
@@ -129,6 +130,8 @@ class S3Backend:
             self._opened.client.close()
         for threads in (self._appenders, self._senders, self._sources, self._readers, self._threads):
             threads.close()
+        if self._outgoing is not None:
+            self._outgoing.close()
 
     async def probe(self) -> None:
         await self._threads.run(s3_probe.probe, self._client)

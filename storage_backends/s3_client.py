@@ -39,6 +39,7 @@ class S3Settings:
         access_key, secret_key: None for the standard chain: variables, files, roles of the machine.
         encryption: None, "AES256" or "aws:kms".
         part_size: bytes of the first parts of content.
+        segment_size: bytes of the first objects that content is made of; None for one object, which a URL can stand for.
         read_timeout_s: without a byte of an answer.
         retry_timeout_s: for how long one request is tried again.
         url_endpoint: URL of the store as others reach it, for what is handed out; None for `endpoint`.
@@ -57,6 +58,7 @@ class S3Settings:
     verify_tls: bool = True
     path_style: bool = True
     part_size: int = 16 * 1024 * 1024
+    segment_size: int | None = None
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
     retry_timeout_s: float = 60.0
@@ -154,10 +156,24 @@ class Body:
         """
         with translated(self._what):
             piece: bytes = self._stream.read(size)
-        self._rest -= len(piece)
-        if self._rest and (size is None or not piece):
-            raise TryAgain(f"the answer to {self._what} ended {self._rest} bytes early", is_done=None)
+        self._count(len(piece), is_end=size is None or not piece)
         return piece
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Fill `buffer`, or as much of it as is left; how much, 0 only at the end. Raises what `read` raises.
+
+        botocore and urllib3 have such methods too, which read into new memory and copy it.
+        """
+        answer = self._stream._raw_stream
+        with translated(self._what), answer._error_catcher():
+            size: int = answer._fp.readinto(buffer)
+        self._count(size, is_end=size == 0)
+        return size
+
+    def _count(self, size: int, *, is_end: bool) -> None:
+        self._rest -= size
+        if self._rest and is_end:
+            raise TryAgain(f"the answer to {self._what} ended {self._rest} bytes early", is_done=None)
 
     def close(self) -> None:
         self._stream.close()

@@ -16,6 +16,7 @@ from typing import Final
 
 from storage_backends.checks import checked_span
 from storage_backends.interface import (
+    BlockingSink,
     ByteStream,
     ObjectMissing,
     PreconditionFailed,
@@ -27,7 +28,7 @@ from storage_backends.interface import (
 from storage_backends.s3_client import S3Client, S3Settings
 from storage_backends.s3_format import POINTER, Found, Segment
 from storage_backends.s3_records import Records
-from storage_backends.s3_stream import SegmentStream
+from storage_backends.s3_stream import Drainers, SegmentStream
 from storage_backends.threads import Threads
 
 # Configurations of models and images are smaller; what is larger costs its bytes more than a request.
@@ -42,6 +43,8 @@ _REMEMBER_S_MAX: Final = 60.0
 _REMEMBER_SHARE: Final = 4
 # Of what others rewrite while it is read: they touch a pointer every few hours, a record seldom.
 _TRIES: Final = 8
+# Clients may be slow. Others than these get their bytes by way of the event loop.
+_DRAINERS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +128,14 @@ class Deliveries:
         self._records = records
         self._threads = threads
         self._readers = readers
+        self._drainers = Drainers(_DRAINERS)
         remember_s = min(_REMEMBER_S_MAX, settings.trash_delay_s / _REMEMBER_SHARE)
         self._places = Places(remember_s)
         # Whoever holds a URL reads until it expires, also when the content is deleted the moment after.
         self._url_life_s = int(min(settings.url_life_s, settings.trash_delay_s - remember_s))
+
+    def close(self) -> None:
+        self._drainers.close()
 
     def forget(self, key: str) -> None:
         """Ask the store the next time: something else is at `key`, or nothing."""
@@ -199,7 +206,11 @@ class Deliveries:
         except BaseException:
             await stream.close()
             raise
-        return ByteStream(stream.chunks(), span, place.size), stream
+
+        async def drain_into(sink: BlockingSink) -> bool:
+            return await self._drainers.drain(stream, sink)
+
+        return ByteStream(stream.chunks(), span, place.size, drain_into), stream
 
     def _goes_as_url(self, place: Place, size_min: int | None) -> bool:
         return size_min is not None and place.size >= size_min and place.is_whole and self._url_life_s > 0

@@ -5,14 +5,17 @@ who died holds up nobody. Two rules keep those who do not know of each other fro
 
 - Part numbers are claimed, by writing into the state that they are taken, before they are used. A slow appender that was
   overtaken goes on writing parts of its own, never over another's.
-- A multipart upload is completed only after the list of its parts was written into the state as sealed. So it is completed
-  with one list, however many try, and a second try that finds it done finds the right object.
+- A multipart upload is completed only after the list of its parts was written into the state for good: as sealed, or with another
+  one behind it. So it is completed with one list, however many try, and a second try that finds it done finds the right object.
+
+Content is several objects where there is a limit to the size of one. Each is completed while the bytes of the next arrive, so that
+a store for which that is work has little left to do at the end. What had arrived until then is kept, too, when it is.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -47,6 +50,9 @@ PART_COUNT_MAX: Final = 10_000
 # One small write for so many parts, 1 GiB of them at least; an appender that dies wastes no more numbers.
 _CLAIM: Final = 64
 
+# Objects of one size. Of 64 MiB, then 128 MiB: a TiB is 512 of them, and its pointer 70 KB.
+_SEGMENT_GROWS_EVERY: Final = 64
+
 # A list of 10 000 parts has 600 KB, a note 64 KiB; the rest is smaller than a part.
 _STATE_SIZE_MAX: Final = 64 * 1024 * 1024
 
@@ -54,6 +60,11 @@ _STATE_SIZE_MAX: Final = 64 * 1024 * 1024
 def part_size_of(number: int, first_size: int) -> int:
     """How large the part of this number is made."""
     return min(PART_SIZE_MAX, first_size << ((number - 1) // _GROWS_EVERY))
+
+
+def segment_size_of(index: int, first_size: int) -> int:
+    """How large the object of this index is made, when content is several."""
+    return first_size << (index // _SEGMENT_GROWS_EVERY)
 
 
 def in_flight_max(part_size: int) -> int:
@@ -143,9 +154,10 @@ class Holding:
         assert self.saved.is_sealed or not self.saved.targets
         # One without parts is of an appender that died before its first had arrived: nothing can be made of it, and the sweep takes it.
         filled = [target for target in self.saved.targets if target.parts]
-        return (*self.saved.segments, *(self._complete(target) for target in filled))
+        return (*self.saved.segments, *(self.complete_target(target) for target in filled))
 
-    def _complete(self, target: Target) -> Segment:
+    def complete_target(self, target: Target) -> Segment:
+        """Of one whose parts are in the state for good."""
         try:
             version = self._client.again(
                 lambda: self._client.complete_upload(target.key, target.multipart, target.parts)
@@ -199,11 +211,13 @@ class Holding:
                 self._client.again(
                     lambda target=target: self._client.abort_upload(target.key, target.multipart)  # type: ignore[misc]
                 )
+        # Whoever appends may have completed them by now.
+        full = [Segment(target.key, target.size, "") for target in self.saved.targets[:-1]]
         if self.saved.is_closing:
             # A commit has begun, and may be about to publish the content. The sweep removes nothing of an upload whose state is
             # there; it takes the state itself when no commit can be under way any more.
             return
-        self.records.delete_data(self.saved.segments)
+        self.records.delete_data((*self.saved.segments, *full))
         self.end()
 
     def _current(self) -> str:
@@ -218,7 +232,12 @@ class Holding:
 
 
 class Appending:
-    """One append: bytes become parts as they come, and count when the state that lists them is saved."""
+    """One append: bytes become parts as they come, and count when the state that lists them is saved.
+
+    Args:
+        note: what is kept with the bytes that were observed so far.
+        segment_size: of the first objects that content is made of, when it is several; None when it is to be one.
+    """
 
     def __init__(
         self,
@@ -226,37 +245,48 @@ class Appending:
         pool: Threads,
         blocks: Blocks,
         observe: Observer,
+        note: Callable[[], bytes],
         *,
         part_size: int,
         part_count_max: int,
+        segment_size: int | None,
     ) -> None:
         self._holding = holding
         self._pool = pool
         self._observe = observe
+        self._note = note
         self._part_size = part_size
         self._part_count_max = part_count_max
+        self._segment_size = segment_size
         self._blocks = blocks
         self._gathered = Gathered(blocks)
         self._gathered.add(memoryview(holding.saved.rest))
-        self._parts: list[tuple[int, Future[Part]]] = []
+        self._hashing: Future[None] | None = None
+        # Of each target, by its key.
+        self._parts: dict[str, list[Future[Part]]] = {}
         self._in_flight: deque[Future[Part]] = deque()
-        self._new_size = 0
+        self._offset = holding.saved.offset
         targets = holding.saved.targets
+        self._target_size = targets[-1].size if targets else 0
         self._number = self._number_stop = targets[-1].number_next if targets else part_count_max + 1
+        # What is to be kept with the bytes up to the end of a target that we filled, until the next one is there.
+        self._note_at_end: bytes | None = None
+        self._ending: Future[None] | None = None
+        self._completed: dict[str, Segment] = {}
 
     @property
     def offset(self) -> int:
-        return self._holding.saved.offset + self._new_size
+        return self._offset
 
     def write(self, batch: Sequence[bytes]) -> None:
         """Raises: StorageUnavailable: somebody else was faster; by now bytes are read that cannot be given back."""
         for piece in batch:
-            self._observe(piece)
             rest = memoryview(piece)
             while rest:
                 room = self._room()
                 taken = rest[: len(room)]
                 room[: len(taken)] = taken
+                self._observe(room[: len(taken)])
                 self._grow(len(taken))
                 rest = rest[len(taken) :]
 
@@ -269,18 +299,20 @@ class Appending:
         Raises:
             StorageUnavailable: see `write`.
         """
-        hashing: Future[None] | None = None
         while True:
             room = self._room()
             size, failure = fill(room, source)
-            if hashing is not None:
-                hashing.result()
+            self._wait_for_hash()
             # With the part it is of: the block must not go back and be filled anew before it is hashed.
-            hashing = hashers.begin(self._hash, room[:size], self._gathered)
+            self._hashing = hashers.begin(self._hash, room[:size], self._gathered)
             self._grow(size)
             if failure is not None or size < len(room):
-                hashing.result()
+                self._wait_for_hash()
                 return failure
+
+    def _wait_for_hash(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
 
     def _hash(self, piece: memoryview, _part: Gathered) -> None:
         self._observe(piece)
@@ -293,12 +325,25 @@ class Appending:
 
     def _grow(self, size: int) -> None:
         self._gathered.grow(size)
-        self._new_size += size
+        self._offset += size
         if len(self._gathered) >= self._current_part_size():
             try:
                 self._flush()
             except UploadBusy as error:
                 raise StorageUnavailable(f"{error}: ask for its offset and go on from there") from error
+            if self._target_is_full():
+                self._wait_for_hash()
+                self._note_at_end = self._note()
+                self._number = self._number_stop = self._part_count_max + 1
+
+    def _target_is_full(self) -> bool:
+        if self._number > self._part_count_max:
+            return True
+        if self._segment_size is None:
+            return False
+        saved = self._holding.saved
+        index = len(saved.segments) + len(saved.targets) - 1
+        return self._target_size >= segment_size_of(index, self._segment_size)
 
     def _current_part_size(self) -> int:
         if self._blocks.are_used_up:
@@ -308,12 +353,13 @@ class Appending:
 
     def _flush(self) -> None:
         number = self._next_number()
-        targets = self._holding.saved.targets
+        target = self._holding.saved.targets[-1]
         while len(self._in_flight) >= in_flight_max(len(self._gathered)):
             self._in_flight.popleft().result()
-        part = self._pool.begin(self._holding.upload_part, targets[-1], number, self._gathered)
+        part = self._pool.begin(self._holding.upload_part, target, number, self._gathered)
         self._in_flight.append(part)
-        self._parts.append((len(targets) - 1, part))
+        self._parts.setdefault(target.key, []).append(part)
+        self._target_size += len(self._gathered)
         self._gathered = Gathered(self._blocks)
 
     def _next_number(self) -> int:
@@ -324,21 +370,69 @@ class Appending:
 
     def _claim(self) -> None:
         """Take the next part numbers; they stay taken, whatever becomes of us."""
+        self._wait_for_end()
         if self._holding.saved.is_sealed:
             self._holding.unseal()
         targets = self._holding.saved.targets
-        if not targets or self._number > self._part_count_max:
+        is_new = not targets or self._number > self._part_count_max
+        if is_new:
             targets = (*targets, self._holding.create_target())
-            self._number = 1
+            self._number, self._target_size = 1, 0
         stop = min(self._number + _CLAIM, self._part_count_max + 1)
         claimed = replace(targets[-1], number_next=stop)
         self._holding.save(replace(self._holding.saved, targets=(*targets[:-1], claimed)))
         self._number_stop = stop
+        if is_new and len(targets) > 1:
+            self._ending = self._pool.begin(self._end, targets[-2].key, self._note_at_end)
+            self._note_at_end = None
+
+    def _end(self, key: str, note: bytes | None) -> None:
+        """Keep what has arrived up to the end of a target, and complete that, while more arrives for the next one.
+
+        Nobody else writes the state meanwhile: who wants to waits for us.
+
+        Args:
+            note: None when it was kept before.
+
+        Raises:
+            UploadBusy, UploadMissing: somebody else was faster.
+        """
+        saved = self._holding.saved
+        if note is not None:
+            targets = tuple(
+                self._with_parts(target) if target.key == key else target for target in saved.targets
+            )
+            self._holding.save(self._settled(replace(saved, note=note, rest=b"", targets=targets)))
+        full = next(target for target in self._holding.saved.targets if target.key == key)
+        with suppress(StorageError):  # it is tried again with the last one
+            self._completed[key] = self._holding.complete_target(full)
+
+    def _with_parts(self, target: Target) -> Target:
+        """The target with the parts of ours that it does not list yet."""
+        listed = {part.number for part in target.parts}
+        arrived = [part.result() for part in self._parts.get(target.key, ())]
+        return replace(
+            target, parts=(*target.parts, *(part for part in arrived if part.number not in listed))
+        )
+
+    def _settled(self, state: UploadState) -> UploadState:
+        """The same with what is complete by now as segments."""
+        segments, targets = list(state.segments), list(state.targets)
+        while targets and targets[0].key in self._completed:
+            segments.append(self._completed[targets.pop(0).key])
+        return replace(state, segments=tuple(segments), targets=tuple(targets))
+
+    def _wait_for_end(self) -> None:
+        """Raises: UploadBusy, UploadMissing, StorageUnavailable: what has arrived up to the end of a target is not kept."""
+        if self._ending is not None:
+            self._ending.result()
 
     def wait(self) -> None:
         """Wait until nothing is on its way any more."""
         wait(self._in_flight)
         self._in_flight.clear()
+        if self._ending is not None:
+            wait([self._ending])
 
     def save(self, note: bytes) -> None:
         """Keep what has arrived.
@@ -350,6 +444,7 @@ class Appending:
         try:
             if len(self._gathered) >= PART_SIZE_MIN:
                 self._flush()
+            self._wait_for_end()
             self._holding.save(self._state(note))
         except UploadBusy as error:
             raise StorageUnavailable(f"{error}: ask for its offset and go on from there") from error
@@ -366,6 +461,7 @@ class Appending:
             self._holding.unseal()
         if self._holding.saved.targets and self._gathered:
             self._flush()
+        self._wait_for_end()
         self.wait()
         own = [self._holding.put_data(self._gathered)] if self._gathered else []
         state = self._state(note)
@@ -378,14 +474,12 @@ class Appending:
 
     def _state(self, note: bytes) -> UploadState:
         saved = self._holding.saved
-        targets = []
-        for index, target in enumerate(saved.targets):
-            added = tuple(part.result() for of, part in self._parts if of == index)
-            targets.append(replace(target, parts=target.parts + added))
-        if self._parts:
+        targets = list(saved.targets)
+        if targets and targets[-1].key in self._parts:
             # Numbers that were claimed and not used are given back.
             targets[-1] = replace(targets[-1], number_next=self._number)
-        return replace(saved, note=note, targets=tuple(targets), rest=bytes(self._gathered))
+        targets = [self._with_parts(target) for target in targets]
+        return self._settled(replace(saved, note=note, targets=tuple(targets), rest=bytes(self._gathered)))
 
 
 def missing(upload_id: str) -> UploadMissing:

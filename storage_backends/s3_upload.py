@@ -67,6 +67,7 @@ class Workshop:
     readers: Threads
     part_size: int
     part_count_max: int
+    segment_size: int | None
     refuse_below_object: Callable[[str], None]
     busy: set[str] = field(default_factory=set)
     blocks: Blocks = field(default_factory=Blocks)
@@ -169,7 +170,7 @@ class S3Upload:
         *,
         is_last: bool,
     ) -> None:
-        appending = self._appending(observe)
+        appending = self._appending(observe, note)
         workshop = self._workshop
         intake = Intake(workshop.appenders, appending.write, queue_size_max=workshop.queue_size_max)
         try:
@@ -185,15 +186,17 @@ class S3Upload:
             raise
         await _whole(self._end_append(appending, intake, note, is_last=is_last))
 
-    def _appending(self, observe: Observer) -> Appending:
+    def _appending(self, observe: Observer, note: Callable[[], bytes]) -> Appending:
         workshop = self._workshop
         return Appending(
             self._holding,
             workshop.senders,
             workshop.blocks,
             observe,
+            note,
             part_size=workshop.part_size,
             part_count_max=workshop.part_count_max,
+            segment_size=workshop.segment_size,
         )
 
     async def _end_append(
@@ -255,7 +258,7 @@ class S3Upload:
         self._workshop.refuse_below_object(key)
         if not self._holding.saved.is_closing:
             # Kept until it is done: a commit that is repeated must not take what is saved for all that there is.
-            (self._pending or self._appending(lambda _: None)).close(self._note)
+            (self._pending or self._appending(lambda _: None, lambda: self._note)).close(self._note)
             self._pending = None
         else:
             self._holding.check()

@@ -28,6 +28,18 @@ class Threads:
         """Run `call` in a thread and wait for its end, also when cancelled: nothing goes on behind the caller's back."""
         return await uncancelled(self.submit(call, *args, **kwargs))
 
+    async def run_interruptible(self, call: Callable[[], T], interrupt: Callable[[], None]) -> T:
+        """`run`, for a call that may wait for ever: a cancellation calls `interrupt`, which makes it end."""
+        future = self.submit(call)
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            interrupt()
+            await uncancelled(asyncio.ensure_future(asyncio.wait([future])))
+            future.exception()  # seen: the cancellation is what the caller hears of
+            raise
+        return future.result()
+
     def close(self) -> None:
         """End the threads; what still runs, runs to its end."""
         self._executor.shutdown(wait=False)

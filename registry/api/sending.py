@@ -12,11 +12,15 @@ from aiohttp import web
 from kitspec.http_fields import ByteSpan, format_content_range
 from registry.api.call import Call
 from registry.api.conditions import Verdict, span_of, verdict_of
+from registry.connection import Connection
 from registry.content import Content
 from storage_backends.interface import ByteStream, Delivery, LocalFile, PresignedUrl
 
 SENT = web.RequestKey("registry.sent", int)
-"""Key of a request: bytes of its answer that the kernel sent from a file, which aiohttp does not see."""
+"""Key of a request: bytes of its answer that aiohttp did not see: the kernel sent them from a file, or a thread wrote them."""
+
+# What is less is sent before a thread has begun.
+_DRAINED_SIZE_MIN = 256 * 1024
 
 
 async def send_content(
@@ -108,8 +112,24 @@ async def write_delivery(call: Call, response: web.StreamResponse, delivery: Del
                 loop, size = asyncio.get_running_loop(), span.stop - span.start
                 call.request[SENT] = call.request.get(SENT, 0) + size
                 await loop.sendfile(transport, file, span.start, size)
-        case ByteStream(chunks):
-            async for chunk in chunks:
-                await response.write(chunk)
+        case ByteStream():
+            if not await _drain(call.request, delivery):
+                async for chunk in delivery.chunks:
+                    await response.write(chunk)
         case PresignedUrl():
             raise AssertionError("an address has no bytes to write")
+
+
+async def _drain(request: web.BaseRequest, stream: ByteStream) -> bool:
+    """Let a thread of the backend write a stream to the client; False where it cannot, and nothing of it was read."""
+    connection = request.protocol
+    size = stream.span.stop - stream.span.start
+    if stream.drain_into is None or size < _DRAINED_SIZE_MIN or not isinstance(connection, Connection):
+        return False
+    async with connection.sink() as sink:
+        if sink is None:
+            return False
+        try:
+            return await stream.drain_into(sink)
+        finally:
+            request[SENT] = request.get(SENT, 0) + sink.sent

@@ -157,6 +157,7 @@ def test_a_key_that_only_distribution_has_is_named_as_such(tmp_path: Path, key: 
         ("storage: {s3: {bucket: models, accesskey: a}}", "both accesskey and secretkey"),
         ("storage: {s3: {bucket: models, keyid: k}}", "encrypt: true"),
         ("storage: {s3: {bucket: models, chunksize: 1MiB}}", "storage.s3.chunksize: "),
+        ("storage: {s3: {bucket: models, segmentsize: 1MiB}}", "storage.s3.segmentsize: "),
         ("storage: {s3: {bucket: models, rootdirectory: ../x}}", "a folder in the bucket"),
         ("storage: {s3: {bucket: models, regionendpoint: 's3://x'}}", "address of the store"),
         ("storage: {s3: {bucket: models, v4auth: true}}", "a key of Distribution"),

@@ -105,6 +105,9 @@ def test_every_family_is_filled_and_in_the_manual() -> None:
     metrics.connection_timed_out("body")
     metrics.login("basic", is_good=True)
     metrics.auth_source("htpasswd", is_stale=False)
+    metrics.events_waiting("ci", 2)
+    metrics.event_sent("ci", 204)
+    metrics.event_failed("ci", None)
     metrics.show_limits(Config().limits)
     manual = (ROOT / "docs" / "operations.md").read_text()
 
@@ -112,6 +115,23 @@ def test_every_family_is_filled_and_in_the_manual() -> None:
 
     assert all(any(found.startswith(name) for found in names) for name in FAMILIES)
     assert {name for name in FAMILIES if f"`{name}`" not in manual} == set()
+
+
+def test_what_endpoints_are_told_counts_under_distributions_names() -> None:
+    metrics = Metrics()
+
+    metrics.events_waiting("ci", 3)
+    metrics.event_sent("ci", 204)
+    metrics.event_failed("ci", 503)
+    metrics.event_failed("ci", None)
+    metrics.events_waiting("ci", 2)
+
+    events = "registry_notifications_events_total"
+    assert value(metrics, events, type="Successes", endpoint="ci") == 1
+    assert value(metrics, events, type="Failures", endpoint="ci") == 1
+    assert value(metrics, events, type="Errors", endpoint="ci") == 1
+    assert value(metrics, "registry_notifications_status_total", code="503", endpoint="ci") == 1
+    assert value(metrics, "registry_notifications_pending_total", endpoint="ci") == 2
 
 
 def test_the_limits_in_force_are_visible() -> None:

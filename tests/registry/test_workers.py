@@ -44,7 +44,7 @@ PROGRAM = textwrap.dedent(
             return web.Response(body=await asyncio.to_thread(process_metrics().render))
         return web.Response(text=str(os.getpid()))
 
-    async def run_worker(config, listener, *, stop, ready):
+    async def run_worker(config, listener, *, stop, retire, ready):
         if os.environ.get("FAIL") == "start":
             raise OSError(5, "the disk is gone")
         if os.environ.get("FAIL") == "later":

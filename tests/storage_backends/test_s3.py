@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +18,7 @@ import pytest
 from kitspec.interface import OciRegistry
 from registry.app import services_of
 from storage_backends.interface import (
+    ByteStream,
     ObjectInfo,
     ObjectMissing,
     PreconditionFailed,
@@ -27,33 +30,41 @@ from storage_backends.interface import (
 )
 from storage_backends.s3 import S3Backend
 from storage_backends.s3_client import S3Client, S3Settings
+from storage_backends.s3_delivery import _DRAINERS
 from storage_backends.s3_format import (
     DATA,
     PROBES,
     TRASH,
     UPLOADS,
+    Segment,
     data_id,
     mark_of_data,
     new_data_key,
+    pointer_to_bytes,
     record_to_bytes,
     upload_mark,
 )
+from storage_backends.s3_parts import segment_size_of
 from storage_backends.s3_records import Records
 from storage_backends.s3_sweep import _Run
 from tests.contracts.registry_contract import RegistryContract
 from tests.contracts.storage_contract import (
+    Gathering,
     Stalled,
     StorageContract,
     append,
     bytes_of,
     chunks_of,
     content_of,
+    drain,
+    drained_from,
     ignore,
     keys_of,
     said,
     store_content,
 )
-from tests.registry.conftest import configured
+from tests.registry.conftest import configured, served
+from tests.registry.wire import Wire
 from tests.storage_backends.s3_faults import Fault, FaultyStore, Request, at_random, faulty
 from tests.storage_backends.s3_server import Buckets, object_store
 
@@ -171,16 +182,39 @@ class TestRegistryOnS3(RegistryContract):
 
     @pytest.fixture
     async def registry(self, settings: S3Settings) -> AsyncIterator[OciRegistry]:
-        section = {
-            "bucket": settings.bucket,
-            "regionendpoint": settings.endpoint,
-            "rootdirectory": "/team/registry",
-            "accesskey": settings.access_key,
-            "secretkey": settings.secret_key,
-            "chunksize": "5MiB",
-        }
-        async with services_of(configured({"s3": section})) as services:
+        async with services_of(configured({"s3": section_of(settings)})) as services:
             yield services.registry
+
+
+def section_of(settings: S3Settings) -> dict[str, Any]:
+    """The `storage.s3` section of a registry's configuration."""
+    return {
+        "bucket": settings.bucket,
+        "regionendpoint": settings.endpoint,
+        "rootdirectory": "/team/registry",
+        "accesskey": settings.access_key,
+        "secretkey": settings.secret_key,
+        "chunksize": "5MiB",
+    }
+
+
+async def test_a_registry_streams_large_blobs_whole_and_in_ranges_to_many_at_once(
+    settings: S3Settings,
+) -> None:
+    content = random_bytes(40 * MIB + 1)
+    storage = {"s3": {**section_of(settings), "segmentsize": "32MiB"}, "redirect": {"disable": True}}
+    async with served(configured(storage)) as url:
+        wire = Wire(url)
+        target = f"/v2/lib/a/blobs/{await wire.push_blob('lib/a', content)}"
+
+        async def pull(start: int) -> bool:
+            reply = await wire("GET", target, headers={"Range": f"bytes={start}-"})
+            return (reply.status, reply.body) == (206, content[start:])
+
+        assert (await wire("GET", target)).body == content
+        assert (await wire("HEAD", target)).header("Content-Length") == str(len(content))
+        starts = [*range(1, 34 * MIB, 3 * MIB), len(content) - 1, len(content) - 300_000]
+        assert all(await asyncio.gather(*map(pull, starts)))
 
 
 # -- what an object looks like
@@ -307,6 +341,159 @@ async def test_an_upload_goes_on_after_it_was_read_again(backend: StorageBackend
     await upload.commit("x")
 
     assert await content_of(backend, "x") == content
+
+
+# -- content of several objects
+
+
+@pytest.fixture
+def in_segments(settings: S3Settings) -> S3Settings:
+    return replace(settings, part_size=5 * MIB, segment_size=10 * MIB)
+
+
+async def test_content_is_made_of_as_many_objects_as_the_settings_say(
+    in_segments: S3Settings, client: S3Client
+) -> None:
+    content = random_bytes(33 * MIB)
+    async with opened(in_segments) as backend:
+        await store_content(backend, "x", content)
+
+        assert await content_of(backend, "x") == content
+        for span in (Span(0, 1), Span(10 * MIB - 1, 20 * MIB + 1), Span(29 * MIB, 33 * MIB)):
+            assert await content_of(backend, "x", span) == content[span.start : span.stop]
+    segments = await asyncio.to_thread(Records(client).segments_of, "x")
+    assert [segment.size for segment in segments] == [10 * MIB, 10 * MIB, 10 * MIB, 3 * MIB]
+
+
+def test_objects_grow_so_that_the_largest_blob_has_a_pointer_that_can_be_read() -> None:
+    sizes = [segment_size_of(index, 64 * MIB) for index in range(700)]
+
+    assert sizes[:65] == [64 * MIB] * 64 + [128 * MIB]
+    assert sum(sizes) > 5 * 1024 * 1024 * MIB
+    stored, _ = pointer_to_bytes([Segment(new_data_key("u"), 10**12, f'"{"e" * 32}-10000"')] * 700)
+    assert len(stored) <= 256 * 1024
+
+
+async def test_an_object_is_completed_while_the_bytes_of_the_next_arrive(
+    in_segments: S3Settings, store: FaultyStore
+) -> None:
+    completed = asyncio.Event()
+
+    def rule(request: Request) -> None:
+        if request.is_complete:
+            completed.set()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield random_bytes(15 * MIB)
+        await completed.wait()
+        yield b"the end"
+
+    store.rule = rule
+    async with opened(replace(in_segments, endpoint=store.url)) as backend:
+        upload = await backend.begin_upload("u")
+        await upload.append(chunks(), observe=ignore, note=said(b""), last=True)
+        await upload.commit("x")
+
+        assert len(await content_of(backend, "x")) == 15 * MIB + 7
+
+
+@pytest.mark.parametrize("sizes", [(10, 10, 10), (20, 1, 9), (5, 5, 5, 5), (33,)], ids=str)
+async def test_objects_end_where_they_should_however_the_appends_fall(
+    in_segments: S3Settings, client: S3Client, sizes: tuple[int, ...]
+) -> None:
+    hasher = hashlib.sha256()
+    async with opened(in_segments) as backend, opened(in_segments) as other:
+        await backend.begin_upload("u")
+        for index, size in enumerate(sizes):
+            upload = await (other, backend)[index % 2].resume_upload("u")
+            piece = random_bytes(size * MIB, index)
+            await upload.append(chunks_of(piece), observe=hasher.update, note=hasher.digest)
+        upload = await other.resume_upload("u")
+        await upload.commit("x")
+
+        assert hashlib.sha256(await content_of(backend, "x")).digest() == hasher.digest() == upload.note
+    segments = await asyncio.to_thread(Records(client).segments_of, "x")
+    assert all(segment.size == 10 * MIB for segment in segments[:-1])
+
+
+@pytest.mark.parametrize("nth", range(26))
+async def test_of_a_long_append_whose_writer_dies_what_is_kept_is_whole_and_can_be_gone_on_with(
+    in_segments: S3Settings, store: FaultyStore, client: S3Client, nth: int
+) -> None:
+    content = random_bytes(36 * MIB)
+    hasher = hashlib.sha256()
+    number = -1
+
+    def rule(_: Request) -> Fault | None:
+        nonlocal number
+        number += 1
+        return Fault.REFUSES if number >= nth else None
+
+    async with opened(in_segments) as other:
+        await other.begin_upload("u")
+        async with opened(replace(in_segments, endpoint=store.url, retry_timeout_s=0.2)) as dying:
+            number = -1
+            store.rule = rule
+            with contextlib.suppress(StorageUnavailable):
+                upload = await dying.resume_upload("u")
+                await upload.append(chunks_of(content), observe=hasher.update, note=hasher.digest)
+        resumed = await other.resume_upload("u")
+        assert resumed.offset % (10 * MIB) == 0 or resumed.offset == len(content)
+        kept = content[: resumed.offset]
+        assert resumed.note == (hashlib.sha256(kept).digest() if kept else b"")
+
+        await append(resumed, content[resumed.offset :], last=True)
+        await resumed.commit("x")
+
+        assert await content_of(other, "x") == content
+        await swept(other)
+        entries, _ = await asyncio.to_thread(client.list, "")
+        assert {entry.key for entry in entries} == await named_in_bucket(client)
+        assert await asyncio.to_thread(client.list_uploads, "") == ([], False)
+
+
+async def test_who_is_overtaken_between_two_objects_takes_nothing_from_who_overtook(
+    in_segments: S3Settings, store: FaultyStore
+) -> None:
+    content = random_bytes(25 * MIB)
+    stalled = Stalled(content[: 16 * MIB])
+    completed = asyncio.Event()
+
+    def rule(request: Request) -> None:
+        if request.is_complete:
+            completed.set()
+
+    store.rule = rule
+    async with opened(replace(in_segments, endpoint=store.url)) as slow, opened(in_segments) as fast:
+        begun = await slow.begin_upload("u")
+        appending = asyncio.create_task(
+            begun.append(stalled.chunks(), observe=ignore, note=said(b"slow"), last=True)
+        )
+        await completed.wait()
+        overtaking = await fast.resume_upload("u")
+        assert (overtaking.offset, overtaking.note) == (10 * MIB, b"slow")
+        await append(overtaking, content[10 * MIB :], note=b"fast", last=True)
+        await overtaking.commit("x")
+        stalled.go_on.set()
+
+        with contextlib.suppress(StorageUnavailable):
+            await appending
+            with pytest.raises((UploadBusy, UploadMissing)):
+                await begun.commit("y")
+        assert await content_of(fast, "x") == content
+
+
+async def test_an_abort_takes_the_objects_that_were_complete(
+    in_segments: S3Settings, in_bucket: Callable[[], Awaitable[list[str]]], client: S3Client
+) -> None:
+    async with opened(in_segments) as backend:
+        upload = await backend.begin_upload("u")
+        await append(upload, random_bytes(36 * MIB))
+
+        await upload.abort()
+
+    assert await in_bucket() == []
+    assert await asyncio.to_thread(client.list_uploads, "") == ([], False)
 
 
 # -- several processes
@@ -926,32 +1113,147 @@ async def test_a_completion_whose_answer_is_lost_is_found_done(
     assert await content_of(shaky, "x") == content
 
 
+def reads_data(request: Request) -> bool:
+    return request.method == "GET" and request.key.startswith("_store/data/")
+
+
+@pytest.mark.parametrize("read", [content_of, drained_from], ids=["chunks", "drained"])
 async def test_content_whose_connection_breaks_is_taken_up_where_it_broke(
-    shaky: StorageBackend, store: FaultyStore
+    shaky: StorageBackend, store: FaultyStore, read: Callable[..., Awaitable[bytes]]
 ) -> None:
     content = random_bytes(6 * MIB)
     await store_content(shaky, "x", content)
     breaks = iter([Fault.TRUNCATES] * 3)
-    store.rule = lambda request: (
-        next(breaks, None) if request.method == "GET" and request.key.startswith("_store/data/") else None
-    )
+    store.rule = lambda request: next(breaks, None) if reads_data(request) else None
 
-    assert await content_of(shaky, "x", Span(1, 6 * MIB)) == content[1:]
+    assert await read(shaky, "x", Span(1, 6 * MIB)) == content[1:]
 
     assert store.count(Fault.TRUNCATES) == 3
 
 
+@pytest.mark.parametrize("read", [content_of, drained_from], ids=["chunks", "drained"])
+@pytest.mark.parametrize("turn", range(3))
+async def test_segments_that_are_asked_for_ahead_are_taken_up_where_they_broke_too(
+    in_segments: S3Settings, store: FaultyStore, read: Callable[..., Awaitable[bytes]], turn: int
+) -> None:
+    content = random_bytes(33 * MIB)
+    faults = itertools.cycle([Fault.TRUNCATES, None, Fault.CUT])
+    for _ in range(turn):
+        next(faults)
+    async with opened(replace(in_segments, endpoint=store.url)) as backend:
+        await store_content(backend, "x", content)
+        store.rule = lambda request: next(faults) if reads_data(request) else None
+
+        assert await read(backend, "x", Span(7, 33 * MIB)) == content[7:]
+
+
+@pytest.mark.parametrize("way", ["chunks", "drained"])
+async def test_a_delivery_that_is_given_up_leaves_no_segment_that_was_asked_for_ahead(
+    in_segments: S3Settings, way: str
+) -> None:
+    goes_on = iter([True, True, False])
+    async with opened(in_segments) as backend:
+        await store_content(backend, "x", random_bytes(20 * MIB))
+
+        async with backend.deliver("x", Span(3 * MIB, 20 * MIB)) as delivery:
+            assert isinstance(delivery, ByteStream)
+            if way == "chunks":
+                assert len(await anext(delivery.chunks)) == MIB
+            else:
+                with pytest.raises(ConnectionResetError):
+                    await drain(delivery, Gathering(go_on=lambda: next(goes_on)))
+
+        # That no connection is left open is looked at after each test.
+        assert len(await content_of(backend, "x")) == 20 * MIB
+
+
+@pytest.mark.parametrize("way", ["chunks", "drained"])
 async def test_content_that_disappears_while_it_is_delivered_never_ends_cleanly(
-    shaky: StorageBackend, store: FaultyStore, settings: S3Settings
+    shaky: StorageBackend, store: FaultyStore, settings: S3Settings, way: str
 ) -> None:
     await store_content(shaky, "x", random_bytes(6 * MIB))
-    store.once(Fault.TRUNCATES, lambda request: request.key.startswith("_store/data/"))
+    store.once(Fault.TRUNCATES, reads_data)
 
     async with shaky.deliver("x") as delivery, opened(replace(settings, trash_delay_s=0)) as other:
         await other.delete("x")
         await swept(other)
         with pytest.raises(StorageUnavailable, match="removed while it was read"):
-            _ = [chunk async for chunk in delivery.chunks]  # type: ignore[union-attr]
+            await (bytes_of(delivery) if way == "chunks" else drain(delivery, Gathering()))
+
+
+async def test_a_sink_gets_what_came_before_the_store_went_away_and_no_more(
+    settings: S3Settings, store: FaultyStore
+) -> None:
+    content, sink = random_bytes(6 * MIB), Gathering()
+    async with opened(replace(settings, endpoint=store.url, retry_timeout_s=0.2)) as backend:
+        await store_content(backend, "x", content)
+        faults = iter([Fault.TRUNCATES])
+        store.rule = lambda request: next(faults, Fault.CUT) if reads_data(request) else None
+
+        async with backend.deliver("x") as delivery:
+            with pytest.raises(StorageUnavailable):
+                await drain(delivery, sink)
+
+    assert 0 < len(sink.content) <= 3 * MIB
+    assert content.startswith(sink.content)
+
+
+async def test_a_delivery_whose_sink_fails_raises_what_it_raised(backend: StorageBackend) -> None:
+    await store_content(backend, "x", random_bytes(6 * MIB))
+    goes_on = iter([True, False])
+
+    async with backend.deliver("x") as delivery:
+        with pytest.raises(ConnectionResetError, match="the client is gone"):
+            await drain(delivery, Gathering(go_on=lambda: next(goes_on)))
+
+    assert len(await content_of(backend, "x")) == 6 * MIB
+
+
+async def test_sinks_that_wait_hold_threads_and_others_are_told_until_a_cancellation_lets_them_go(
+    backend: StorageBackend,
+) -> None:
+    content = random_bytes(MIB)
+    await store_content(backend, "x", content)
+    is_waiting = threading.Semaphore(0)
+    sinks = [Gathering() for _ in range(_DRAINERS)]
+
+    def wait(sink: Gathering) -> bool:
+        is_waiting.release()
+        return not sink.is_interrupted.wait(20)
+
+    async def deliver(sink: Gathering) -> None:
+        sink._go_on = lambda: wait(sink)
+        async with backend.deliver("x") as delivery:
+            await drain(delivery, sink)
+
+    deliveries = [asyncio.create_task(deliver(sink)) for sink in sinks]
+    for _ in sinks:
+        assert await asyncio.to_thread(is_waiting.acquire, timeout=20)
+
+    async with backend.deliver("x") as delivery:
+        assert isinstance(delivery, ByteStream)
+        assert delivery.drain_into is not None
+        assert await delivery.drain_into(Gathering()) is False
+        assert await bytes_of(delivery) == content
+
+    for task in deliveries:
+        task.cancel()
+    await asyncio.wait(deliveries)
+    assert all(task.cancelled() for task in deliveries)
+    assert await drained_from(backend, "x") == content
+
+
+async def test_a_stream_that_was_drained_gives_its_connection_back(
+    shaky: S3Backend, store: FaultyStore
+) -> None:
+    await store_content(shaky, "x", random_bytes(3 * MIB))
+    connections = shaky._client._client._endpoint.http_session._manager.connection_from_url(store.url)
+    before = connections.num_connections
+
+    for _ in range(3):
+        await drained_from(shaky, "x")
+
+    assert connections.num_connections == before
 
 
 async def test_content_whose_bytes_are_gone_is_an_error_and_not_absent(

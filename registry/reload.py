@@ -1,0 +1,267 @@
+"""A new configuration for a process that serves, without a connection that is refused or cut.
+
+The application is built anew beside the one that serves (a *generation*), on the same listening socket. Once it answers,
+the one before accepts nothing more, finishes what is under way however long that takes, and ends. A configuration that
+cannot be used changes nothing: every problem is logged with the path of its key.
+
+What is followed here: the configuration file, and what it names by `…_file`, `cafile` and `clientcas`. Users, keys of
+issuers and the certificate of the port are followed by what uses them (auth/watched_file.py, tls.py), at less cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from registry.config import Config
+from registry.config_sources import ConfigInvalid, load_config
+from registry.config_types import Section
+from registry.logs import log_event
+
+logger = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S: Final = 2.0
+
+_Signature = tuple[int, int, int, int, int] | None
+
+
+class RunWorker(Protocol):
+    """What serves: builds the application, serves on `listener`, calls `ready`, and returns once it is told to end.
+
+    Args:
+        stop: drain for at most `http.draintimeout`.
+        retire: a successor accepts: finish what is under way, with no limit but `stop`.
+    """
+
+    def __call__(
+        self,
+        config: Config,
+        listener: socket.socket,
+        *,
+        stop: asyncio.Event,
+        retire: asyncio.Event,
+        ready: Callable[[], None],
+    ) -> Awaitable[None]: ...
+
+
+class ConfigSource:
+    """What the operator gave at the start, to be read again.
+
+    Args:
+        running: what was read from it last.
+        problems_of: what is wrong with the files that a configuration names, a line each with the path of the key.
+    """
+
+    def __init__(
+        self,
+        running: Config,
+        path: Path | None,
+        *,
+        environ: Mapping[str, str],
+        overrides: Mapping[str, object],
+        problems_of: Callable[[Config], tuple[str, ...]],
+    ) -> None:
+        self._path = path
+        self._environ = environ
+        self._overrides = overrides
+        self._problems_of = problems_of
+        self._seen = self._signatures(running)
+
+    def has_changed(self, running: Config) -> bool:
+        """Whether a file is another one than when this was asked last. Blocks."""
+        seen = self._signatures(running)
+        changed = seen != self._seen
+        self._seen = seen
+        return changed
+
+    def load(self, running: Config) -> Config:
+        """What is configured now, but for what only a restart can change, which is logged. Blocks.
+
+        Raises:
+            ConfigInvalid: with every problem.
+        """
+        loaded = load_config(self._path, environ=self._environ, overrides=self._overrides)
+        if problems := self._problems_of(loaded.config):
+            raise ConfigInvalid(problems)
+        for warning in loaded.warnings:
+            log_event(logger, logging.WARNING, "config.warning", problem=warning)
+        return kept_until_restart(running, loaded.config)
+
+    def _signatures(self, config: Config) -> dict[Path, _Signature]:
+        own = [self._path] if self._path is not None else []
+        return {path: _signature(path) for path in [*own, *followed_files(config)]}
+
+
+def followed_files(section: Section) -> Iterator[Path]:
+    """The files whose content is part of the configuration, and that nothing else follows."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, Section):
+                yield from followed_files(item)
+            elif isinstance(item, Path) and (name.endswith("file") or name == "clientcas"):
+                yield item
+
+
+def _signature(path: Path) -> _Signature:
+    """Different whenever the content may be; symlinks are followed, and their swap is another inode."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - one call, as cheap as can be
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def kept_until_restart(running: Config, wanted: Config) -> Config:
+    """`wanted`, with the address and the number of workers of `running`; what is not taken over is logged."""
+    if wanted.http.addr != running.http.addr:
+        _log_kept("http.addr", running.http.addr, wanted.http.addr)
+        http = wanted.http.model_copy(update={"addr": running.http.addr})
+        wanted = wanted.model_copy(update={"http": http})
+    if wanted.worker_count != running.worker_count:
+        _log_kept("workers", running.worker_count, wanted.worker_count)
+    return wanted.model_copy(update={"workers": running.worker_count})
+
+
+def _log_kept(key: str, running: object, wanted: object) -> None:
+    log_event(
+        logger,
+        logging.WARNING,
+        "reload.needs_restart",
+        key=key,
+        running=str(running),
+        configured=str(wanted),
+        effect="stays as it is until a restart",
+    )
+
+
+def reloaded(source: ConfigSource | None, running: Config) -> Config | None:
+    """The new configuration, or None where there is none to be taken over; the log says why. Blocks."""
+    if source is None:
+        log_event(logger, logging.INFO, "reload.skipped", reason="nothing to reload")
+        return None
+    if running.storage.driver == "inmemory":
+        log_event(
+            logger, logging.WARNING, "reload.skipped", reason="storage.inmemory would be lost: restart instead"
+        )
+        return None
+    try:
+        return source.load(running)
+    except ConfigInvalid as error:
+        for problem in error.problems:
+            log_event(
+                logger, logging.ERROR, "reload.refused", problem=problem, effect="nothing has been changed"
+            )
+        return None
+
+
+@dataclass(slots=True)
+class _Generation:
+    config: Config
+    task: asyncio.Task[None]
+    retire: asyncio.Event
+
+
+class Generations:
+    """The applications of one process: the one that accepts, and those that finish what they had begun.
+
+    Args:
+        apply: makes what belongs to the process, such as its log, follow a configuration.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        listener: socket.socket,
+        run_worker: RunWorker,
+        *,
+        source: ConfigSource | None,
+        apply: Callable[[Config], None],
+    ) -> None:
+        self.config = config
+        self.stop = asyncio.Event()
+        self._listener = listener
+        self._run_worker = run_worker
+        self._source = source
+        self._apply = apply
+        self._woken = asyncio.Event()
+        self._is_reload_wanted = False
+        self._retired: set[asyncio.Task[None]] = set()
+
+    def drain(self) -> None:
+        self.stop.set()
+        self._woken.set()
+
+    def reload(self) -> None:
+        self._is_reload_wanted = True
+        self._woken.set()
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Until `drain`, and what was under way then is finished. An error of the generation that accepts is raised."""
+        current = self._begin(self.config, on_ready)
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            if current.task.done() or self.stop.is_set():
+                break
+            if self._is_reload_wanted:
+                self._is_reload_wanted = False
+                current = await self._reload(current)
+        await asyncio.gather(*self._retired, return_exceptions=True)
+        await current.task
+
+    async def follow(self) -> None:
+        """Reload when a file has changed, until cancelled."""
+        while self._source is not None:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            if await asyncio.to_thread(self._source.has_changed, self.config):
+                self.reload()
+
+    def _begin(self, config: Config, ready: Callable[[], None]) -> _Generation:
+        retire = asyncio.Event()
+        task = asyncio.ensure_future(
+            self._run_worker(config, self._listener.dup(), stop=self.stop, retire=retire, ready=ready)
+        )
+        task.add_done_callback(lambda _: self._woken.set())
+        return _Generation(config, task, retire)
+
+    async def _reload(self, current: _Generation) -> _Generation:
+        """Answers the generation that accepts from now on."""
+        config = await asyncio.to_thread(reloaded, self._source, self.config)
+        if config is None or self.stop.is_set():
+            return current
+        self._apply(config)
+        ready = asyncio.Event()
+        fresh = self._begin(config, ready.set)
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait([waiting, fresh.task], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if not ready.is_set():
+            self._apply(current.config)
+            log_event(
+                logger,
+                logging.ERROR,
+                "reload.failed",
+                problem=str(fresh.task.exception() or "it ended before it served"),
+                effect="what ran before serves on",
+            )
+            return current
+        self.config = config
+        current.retire.set()
+        self._retired.add(current.task)
+        current.task.add_done_callback(self._note_end)
+        log_event(logger, logging.INFO, "reload.done")
+        return fresh
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._retired.discard(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            if (error := task.exception()) is not None:
+                log_event(logger, logging.ERROR, "reload.retired.failed", error=error, problem=str(error))
