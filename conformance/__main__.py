@@ -1,6 +1,6 @@
 """`python -m conformance`: everything, with one line for each thing tried and a closing count.
 
---only PART     official, clients, views or others; may be repeated
+--only PART     official, clients, views, others or deploy; may be repeated
 --tool NAME     of the clients and the views, only this one; may be repeated
 --write         write MATRIX.md anew
 --install       install what the runs need, and stop
@@ -17,19 +17,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from conformance import clients, matrix, official, other_registries, toolbox, views
+from conformance import clients, deploy, matrix, official, other_registries, toolbox, views
 from conformance.clients.lab import Cell, Lab, LeftOut
+from conformance.deploy.base import make_base
 from conformance.server import ServerFailed, ours
 
-_PARTS = ("official", "clients", "others", "views")
+_PARTS = ("official", "clients", "others", "views", "deploy")
 # What each part needs, the quickest to install first: it runs while the rest is being installed.
 _GO_TOOLS = {
     "official": ("conformance", "versitygw"),
     "clients": ("crane", "oras", "regctl"),
     "others": ("olareg", "registry"),
     "views": ("crane", "oras", "regctl", "dockerd"),
+    "deploy": ("conformance", "helm", "kubectl-validate", "versitygw"),
 }
-_DEBIAN_COMMANDS = {"clients": ("dockerd", "skopeo"), "views": tuple(toolbox.VERSIONS["debian"])}
+_DEBIAN_COMMANDS = {
+    "clients": ("dockerd", "skopeo"),
+    "views": ("ctr", "curl", "dockerd", "podman", "skopeo"),
+    "deploy": ("debootstrap", "docker-compose", "dockerd", "nginx", "promtool", "systemd-analyze"),
+}
 _PYTHON_ENVIRONMENTS = {"clients": "oras-py", "views": "views"}
 # Whose results are in MATRIX.md.
 _IN_MATRIX = ("clients", "views")
@@ -89,6 +95,8 @@ def _begin_installing(installer: ThreadPoolExecutor, parts: list[str]) -> dict[s
             wanted[f"Python for {environment}"] = partial(toolbox.python_with_packages, environment)
         if part == "views":
             wanted["the model"] = toolbox.model_files
+        if part == "deploy":
+            wanted["the base of the image"] = make_base
     return {name: installer.submit(install) for name, install in wanted.items()}
 
 
@@ -127,6 +135,8 @@ def _cells(part: str, scratch: Path, tools: list[str] | None) -> Iterator[Cell |
         yield from _run_clients(scratch, tools)
     elif part == "views":
         yield from views.run_all(scratch / "views", tools)
+    elif part == "deploy":
+        yield from deploy.run_all(scratch / "deploy")
     else:
         yield from other_registries.run_all(scratch)
 

@@ -64,7 +64,7 @@ class Subject:
             ServerFailed: it does not answer, did not outlive the block, or logged a stack trace.
         """
         scratch.mkdir(parents=True, exist_ok=True)
-        port = _free_port()
+        port = free_port()
         words = {"port": str(port), "folder": str(scratch / "store"), "config": str(scratch / "config.yml")}
         (scratch / "config.yml").write_text(_fill(self.config, words))
         (scratch / "store").mkdir()
@@ -135,7 +135,7 @@ class Replicas:
         settings = {"MODELREG_MANIFESTS_ALLOWSPARSE": "true"} if self.sparse else {}
         try:
             with (
-                _bucket(scratch / "store") as bucket,
+                object_store(scratch / "store") as bucket,
                 Cluster(bucket, scratch / "replicas", replicas=self.count, settings=settings) as cluster,
             ):
                 yield urlsplit(cluster.url if self.count > 1 else cluster.urls[0]).netloc
@@ -177,12 +177,12 @@ http: {addr: "127.0.0.1:{port}"}
 
 
 @contextmanager
-def _bucket(folder: Path) -> Iterator[Bucket]:
+def object_store(folder: Path) -> Iterator[Bucket]:
     """A bucket in versitygw, which keeps it in `folder`."""
     # To versitygw a folder of its folder is a bucket.
     (folder / "registry").mkdir(parents=True)
     bucket = Bucket(
-        f"http://127.0.0.1:{_free_port()}", "registry", secrets.token_hex(8), secrets.token_hex(16)
+        f"http://127.0.0.1:{free_port()}", "registry", secrets.token_hex(8), secrets.token_hex(16)
     )
     address = urlsplit(bucket.endpoint).netloc
     gateway = str(toolbox.go_tool("versitygw"))
@@ -232,7 +232,7 @@ def _fill(text: str, words: Mapping[str, str]) -> str:
     return text
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

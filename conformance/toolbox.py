@@ -7,6 +7,7 @@ version, so that a second run installs nothing and a changed pin installs only t
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -45,6 +46,16 @@ def go_tool(name: str) -> Path:
         if not binary.exists():
             _build(name, pin, folder)
     return binary
+
+
+def go_module(name: str) -> Path:
+    """The folder with the files of a module of [go.source]; nothing is built."""
+    pin = VERSIONS["go"]["source"][name]
+    with _build_locks[name], tempfile.TemporaryDirectory() as nowhere:
+        environment = {**os.environ, "GOTOOLCHAIN": "local", "GOWORK": "off", "GOFLAGS": ""}
+        module = f"{pin['module']}@{pin['version']}"
+        said = _run([_go(), "-C", nowhere, "mod", "download", "-json", module], environment)
+    return Path(json.loads(said)["Dir"])
 
 
 def debian_command(name: str) -> Path:
@@ -170,7 +181,8 @@ def _which(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
-def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
+    """What it said, on both."""
     try:
         run = subprocess.run(
             command,
@@ -186,3 +198,4 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> N
         raise ToolMissing(f"{' '.join(command)}: {error}") from error
     if run.returncode != 0:
         raise ToolMissing(f"{' '.join(command)}: exit status {run.returncode}\n{run.stdout[-2000:]}")
+    return run.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 import socket
@@ -31,7 +32,7 @@ from registry.freshness import Freshness
 from registry.garbage import Collected, CollectionBusy, Collector
 from registry.health import Health
 from registry.hosted import HostedRegistry
-from registry.http_limits import Server
+from registry.http_limits import LimitedConnection, Server
 from registry.journal import Actor, Follower, Journal, acting
 from registry.kits import Kits
 from registry.layer_access import LayerAccess
@@ -42,8 +43,9 @@ from registry.metrics import process_metrics
 from registry.middleware import Dispatch, make_request
 from registry.notifications import make_deliverers
 from registry.overlay import Overlay
-from registry.upload_sessions import UploadSessions
+from registry.quotas import QuotaRegistry
 from registry.tls import ServerTls, with_hsts
+from registry.upload_sessions import UploadSessions
 from registry.views import Views
 from storage_backends.interface import StorageBackend, StorageError, StorageUnavailable
 from storage_backends.local import LocalBackend
@@ -143,7 +145,7 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
         collection = config.storage.maintenance.garbagecollection
         freshness = Freshness(backend, grace_s=None if is_read_only else collection.grace)
         journal = _journal(backend, audit, is_writable=not is_read_only)
-        registry = HostedRegistry(
+        registry = _registry(config)(
             backend,
             sessions,
             allow_sparse=config.manifests.allowsparse,
@@ -207,6 +209,10 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
             guard=guard,
             accounts=accounts,
         )
+
+
+def _registry(config: Config) -> Callable[..., HostedRegistry]:
+    return functools.partial(QuotaRegistry, quotas=config.quotas) if config.quotas else HostedRegistry
 
 
 def _journal(backend: StorageBackend, audit: AuditLog | None, *, is_writable: bool) -> Journal:
@@ -311,10 +317,15 @@ async def _first_set(*events: asyncio.Event) -> None:
 
 
 async def _finish(server: Server, acceptor: asyncio.Server, stop: asyncio.Event) -> None:
-    """Accept nothing more, and wait until every connection has finished what it was about, or `stop` is set."""
+    """Accept nothing more, and wait until every connection has finished what it was about, or `stop` is set.
+
+    One whose next request is on its way, or that has not asked for anything yet, is let ask: it would be cut otherwise.
+    """
     acceptor.close()
     while server.connections and not stop.is_set():
-        server.pre_shutdown()
+        for connection in server.connections:
+            if isinstance(connection, LimitedConnection) and connection.head_since is None:
+                connection.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), _FINISH_LOOK_S)
 

@@ -32,6 +32,7 @@ from registry.config_types import parse_address, parse_duration
 from registry.garbage import Collected
 from registry.logs import configure_logging, log_event
 from registry.readiness import NotReady, address_to_ask, ask_ready
+from registry.reload import ConfigSource, file_problems
 from registry.workers import ListenFailed, Serving, serve
 from storage_backends.interface import StorageBackend, StorageError
 
@@ -171,6 +172,7 @@ def serve_command(  # noqa: PLR0917 - click passes by name
                 loaded.config,
                 run_worker,
                 on_serving=lambda serving: _announce(loaded.config, serving, hints=hints),
+                source=ConfigSource(loaded.config, path, environ=dict(os.environ), overrides=overrides),
             )
         )
     except ListenFailed as error:
@@ -181,12 +183,14 @@ def serve_command(  # noqa: PLR0917 - click passes by name
 @click.argument("path", type=click.Path(path_type=Path), metavar="FILE")
 @click.pass_context
 def verify(context: click.Context, path: Path) -> None:
-    """Check a configuration file; print "FILE: ok" or every problem."""
+    """Check a configuration file and the files it names; print "FILE: ok" or every problem."""
     try:
-        load_config(path)
+        problems = file_problems(load_config(path).config)
     except ConfigInvalid as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
+        problems = error.problems
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
         context.exit(EXIT_FAILED)
     print(f"{path}: ok")
 

@@ -15,6 +15,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from kitspec.errors import FilterInvalid
+from kitspec.path_glob import PathGlob
 from registry.auth.auth_config import Auth
 from registry.auth.policy_config import AccessControl
 from registry.config_types import Address, Count, FilePath, Networks, Seconds, Section, Size, Timeout
@@ -357,6 +359,29 @@ class Limits(Section):
         return tuple(value)
 
 
+class Quota(Section):
+    """What the repositories that a pattern matches may hold together."""
+
+    repositories: str
+    size: Annotated[Size, Field(gt=0)] | None = None
+    tags: Count | None = None
+
+    @field_validator("repositories")
+    @classmethod
+    def _repositories_are_a_pattern(cls, value: str) -> str:
+        try:
+            PathGlob(value)
+        except FilterInvalid as error:
+            raise ValueError('should be a pattern of repositories, like "team/**"') from error
+        return value
+
+    @model_validator(mode="after")
+    def _something_is_limited(self) -> Self:
+        if self.size is None and self.tags is None:
+            raise ValueError("should have size or tags, or both")
+        return self
+
+
 class Config(Section):
     version: Literal["0.1"] = "0.1"
     # 0 is automatic: one for each core that this process may use, at most WORKERS_AUTOMATIC_MAX.
@@ -372,6 +397,7 @@ class Config(Section):
     notifications: Notifications = Notifications()
     journal: Journal = Journal()
     hub: Hub = Hub()
+    quotas: list[Quota] = Field(default_factory=list)
     limits: Limits = Limits()
 
     @field_validator("version", mode="before")

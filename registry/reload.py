@@ -20,14 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from registry.auth.auth_config import Auth, Oidc, Token
 from registry.config import Config
 from registry.config_sources import ConfigInvalid, load_config
 from registry.config_types import Section
 from registry.logs import log_event
+from registry.tls import read_limited, tls_problems
 
 logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S: Final = 2.0
+_SECRET_SIZE_MAX: Final = 64 * 1024
 
 _Signature = tuple[int, int, int, int, int] | None
 
@@ -56,7 +59,6 @@ class ConfigSource:
 
     Args:
         running: what was read from it last.
-        problems_of: what is wrong with the files that a configuration names, a line each with the path of the key.
     """
 
     def __init__(
@@ -66,12 +68,10 @@ class ConfigSource:
         *,
         environ: Mapping[str, str],
         overrides: Mapping[str, object],
-        problems_of: Callable[[Config], tuple[str, ...]],
     ) -> None:
         self._path = path
         self._environ = environ
         self._overrides = overrides
-        self._problems_of = problems_of
         self._seen = self._signatures(running)
 
     def has_changed(self, running: Config) -> bool:
@@ -88,7 +88,7 @@ class ConfigSource:
             ConfigInvalid: with every problem.
         """
         loaded = load_config(self._path, environ=self._environ, overrides=self._overrides)
-        if problems := self._problems_of(loaded.config):
+        if problems := file_problems(loaded.config):
             raise ConfigInvalid(problems)
         for warning in loaded.warnings:
             log_event(logger, logging.WARNING, "config.warning", problem=warning)
@@ -110,6 +110,60 @@ def followed_files(section: Section) -> Iterator[Path]:
                 yield item
 
 
+def file_problems(config: Config) -> tuple[str, ...]:
+    """What is wrong with the files that `config` names, a line each with the path of the key. Blocks: it opens them all."""
+    problems = [*tls_problems(config.http.tls)]
+    for number, endpoint in enumerate(config.notifications.endpoints):
+        if endpoint.secret_file is not None:
+            problems += _problem(
+                f"notifications.endpoints.{number}.secret_file",
+                endpoint.secret_file,
+                _nothing,
+                _SECRET_SIZE_MAX,
+            )
+    if config.auth is not None:
+        problems += _auth_problems(config.auth)
+    return tuple(problems)
+
+
+def _auth_problems(auth: Auth) -> Iterator[str]:
+    from registry.auth import htpasswd, verification_keys  # cryptography takes a tenth of a second
+
+    key_size_max = verification_keys.FILE_SIZE_MAX
+    if auth.htpasswd is not None:
+        yield from _problem(
+            "auth.htpasswd.path", auth.htpasswd.path, htpasswd.parse_htpasswd, htpasswd.FILE_SIZE_MAX
+        )
+    if auth.token is not None and auth.token.rootcertbundle is not None:
+        yield from _problem(
+            "auth.token.rootcertbundle",
+            auth.token.rootcertbundle,
+            verification_keys.parse_certificates,
+            key_size_max,
+        )
+    issuers: list[tuple[str, Token | Oidc]] = [("auth.token", auth.token)] if auth.token is not None else []
+    for key, issuer in [*issuers, *((f"auth.oidc.{n}", each) for n, each in enumerate(auth.oidc))]:
+        if isinstance(issuer.jwks, Path):
+            yield from _problem(f"{key}.jwks", issuer.jwks, verification_keys.parse_jwks, key_size_max)
+        if issuer.cafile is not None:
+            yield from _problem(
+                f"{key}.cafile", issuer.cafile, verification_keys.parse_certificates, key_size_max
+            )
+
+
+def _nothing(_: bytes) -> None:
+    pass
+
+
+def _problem(key: str, path: Path, parse: Callable[[bytes], object], size_max: int) -> Iterator[str]:
+    try:
+        parse(read_limited(path, size_max))
+    except OSError as error:
+        yield f"{key}: {path} cannot be read: {error.strerror or error}"
+    except ValueError as error:
+        yield f"{key}: {path}: {error}"
+
+
 def _signature(path: Path) -> _Signature:
     """Different whenever the content may be; symlinks are followed, and their swap is another inode."""
     try:
@@ -120,7 +174,10 @@ def _signature(path: Path) -> _Signature:
 
 
 def kept_until_restart(running: Config, wanted: Config) -> Config:
-    """`wanted`, with the address and the number of workers of `running`; what is not taken over is logged."""
+    """`wanted`, but for what only a restart can change: the address, the number of workers, going into memory. That is logged."""
+    if wanted.storage.driver == "inmemory":
+        _log_kept("storage", running.storage.driver, wanted.storage.driver)
+        wanted = wanted.model_copy(update={"storage": running.storage})
     if wanted.http.addr != running.http.addr:
         _log_kept("http.addr", running.http.addr, wanted.http.addr)
         http = wanted.http.model_copy(update={"addr": running.http.addr})
@@ -149,7 +206,10 @@ def reloaded(source: ConfigSource | None, running: Config) -> Config | None:
         return None
     if running.storage.driver == "inmemory":
         log_event(
-            logger, logging.WARNING, "reload.skipped", reason="storage.inmemory would be lost: restart instead"
+            logger,
+            logging.WARNING,
+            "reload.skipped",
+            reason="storage.inmemory would be lost: restart instead",
         )
         return None
     try:
@@ -203,8 +263,22 @@ class Generations:
         self._is_reload_wanted = True
         self._woken.set()
 
-    async def run(self, on_ready: Callable[[], None]) -> None:
-        """Until `drain`, and what was under way then is finished. An error of the generation that accepts is raised."""
+    async def run(self, on_ready: Callable[[], None], *, follows_files: bool) -> None:
+        """Until `drain`, and what was under way then is finished. An error of the generation that accepts is raised.
+
+        Args:
+            follows_files: whether to look by ourselves whether a file has changed: no parent does.
+        """
+        following = (
+            asyncio.create_task(self._follow(), name="follow the configuration") if follows_files else None
+        )
+        try:
+            await self._run(on_ready)
+        finally:
+            if following is not None:
+                following.cancel()
+
+    async def _run(self, on_ready: Callable[[], None]) -> None:
         current = self._begin(self.config, on_ready)
         while True:
             await self._woken.wait()
@@ -217,7 +291,7 @@ class Generations:
         await asyncio.gather(*self._retired, return_exceptions=True)
         await current.task
 
-    async def follow(self) -> None:
+    async def _follow(self) -> None:
         """Reload when a file has changed, until cancelled."""
         while self._source is not None:
             await asyncio.sleep(LOOK_INTERVAL_S)
@@ -226,11 +300,13 @@ class Generations:
 
     def _begin(self, config: Config, ready: Callable[[], None]) -> _Generation:
         retire = asyncio.Event()
-        task = asyncio.ensure_future(
-            self._run_worker(config, self._listener.dup(), stop=self.stop, retire=retire, ready=ready)
-        )
+        task = asyncio.create_task(self._serve(config, retire, ready), name="generation")
         task.add_done_callback(lambda _: self._woken.set())
         return _Generation(config, task, retire)
+
+    async def _serve(self, config: Config, retire: asyncio.Event, ready: Callable[[], None]) -> None:
+        with self._listener.dup() as listener:
+            await self._run_worker(config, listener, stop=self.stop, retire=retire, ready=ready)
 
     async def _reload(self, current: _Generation) -> _Generation:
         """Answers the generation that accepts from now on."""

@@ -195,7 +195,7 @@ def run_here(
     return 0
 
 
-async def _run(
+async def _run(  # noqa: PLR0917 - asyncio.run's one call
     config: Config,
     listener: socket.socket,
     run_worker: RunWorker,
@@ -205,13 +205,11 @@ async def _run(
     parent_gone: int | None,
 ) -> None:
     loop = asyncio.get_running_loop()
-    generations = Generations(
-        config,
-        listener,
-        run_worker,
-        source=source,
-        apply=lambda new: configure_logging(new.log, worker=worker) and None,
-    )
+
+    def follow_log(new: Config) -> None:
+        configure_logging(new.log, worker=worker)
+
+    generations = Generations(config, listener, run_worker, source=source, apply=follow_log)
     stop = generations.stop
 
     def drain(signal_name: str) -> None:
@@ -237,18 +235,12 @@ async def _run(
     signal.signal(signal.SIGTERM, on_signal)
     if parent_gone is None:
         signal.signal(signal.SIGINT, on_signal)
-        following = asyncio.create_task(generations.follow(), name="follow the configuration")
     else:  # Ctrl-C reaches the whole group; the parent alone decides what it means
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         loop.add_reader(parent_gone, on_parent_gone, parent_gone)
-        following = None
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(generations.reload))
-    try:
-        await generations.run(on_ready)
-    finally:
-        if following is not None:
-            following.cancel()
+    await generations.run(on_ready, follows_files=parent_gone is None)
     if not stop.is_set():
         raise RuntimeError("the worker ended by itself")
     log_event(LOGGER, logging.INFO, "drain.finished")

@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 SIZE = 12 * MIB + 5
 CUTS = (6 * MIB, 6 * MIB + 77, 11 * MIB)
 # `make test-replicas` says 500.
-SCHEDULES = int(os.environ.get("SCHEDULES", "30"))
+SCHEDULES = int(os.environ.get("SCHEDULES", "12"))
 SPARES = 3
 _UPLOAD_AGE = "MODELREG_STORAGE_MAINTENANCE_UPLOADPURGING_AGE"
 

@@ -2,7 +2,9 @@
 
 The figures of docs/operations.md ("What a push and a pull cost") are printed by
 
-    VERSITYGW=… pytest -s tests/replicas/test_requests.py
+    COMPARE=1 VERSITYGW=… pytest -s tests/replicas/test_requests.py
+
+Without COMPARE Distribution is not asked: 3 GiB by way of a proxy in Python take it minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -46,9 +49,14 @@ QUIET: Final = {
     "MODELREG_STORAGE_MAINTENANCE_UPLOADPURGING_ENABLED": "false",
 }
 
-_RANDOM: Final = os.urandom(100 * MIB)
+_FILE_SIZE: Final = 100 * MIB
 _END: Final = bytes(2 * tarfile.BLOCKSIZE)
-LAYER_SIZE: Final = tarfile.BLOCKSIZE + len(_RANDOM) + len(_END)
+LAYER_SIZE: Final = tarfile.BLOCKSIZE + _FILE_SIZE + len(_END)
+
+
+@cache
+def random_file() -> bytes:
+    return os.urandom(_FILE_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +69,17 @@ class Layer:
     @classmethod
     def make(cls, name: str) -> Layer:
         member = tarfile.TarInfo(name)
-        member.size = len(_RANDOM)
+        member.size = _FILE_SIZE
         head = member.tobuf(tarfile.USTAR_FORMAT)
         hasher = hashlib.sha256(head)
-        hasher.update(_RANDOM)
+        hasher.update(random_file())
         hasher.update(_END)
         return cls(head, f"sha256:{hasher.hexdigest()}")
 
     async def chunks(self) -> AsyncIterator[bytes]:
         yield self.head
-        for start in range(0, len(_RANDOM), CHUNK_SIZE):
-            yield _RANDOM[start : start + CHUNK_SIZE]
+        for start in range(0, _FILE_SIZE, CHUNK_SIZE):
+            yield random_file()[start : start + CHUNK_SIZE]
         yield _END
 
 
@@ -194,35 +202,13 @@ class Step(Enum):
 Counts = Mapping[Step, Counter[str]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def endpoint() -> Iterator[tuple[Buckets, Relay]]:
     with object_store() as buckets:
         endpoint = buckets.new().endpoint
         assert endpoint is not None
         with relay(endpoint) as store:
             yield buckets, store
-
-
-@pytest.fixture(scope="module")
-def kits() -> tuple[Kit, Kit]:
-    return Kit.make("one"), Kit.make("two")
-
-
-@pytest.fixture(scope="module")
-def ours(
-    endpoint: tuple[Buckets, Relay], kits: tuple[Kit, Kit], tmp_path_factory: pytest.TempPathFactory
-) -> Counts:
-    return measured(Candidate("ours", OURS_ON_S3), *endpoint, kits, tmp_path_factory.mktemp("ours"))
-
-
-@pytest.fixture(scope="module")
-def theirs(
-    endpoint: tuple[Buckets, Relay], kits: tuple[Kit, Kit], tmp_path_factory: pytest.TempPathFactory
-) -> Counts:
-    candidate = distribution_on_s3()
-    if candidate is None:
-        pytest.skip("CNCF Distribution is built with Go, which is not installed")
-    return measured(candidate, *endpoint, kits, tmp_path_factory.mktemp("theirs"))
 
 
 def measured(
@@ -237,8 +223,9 @@ def measured(
     counts: dict[Step, Counter[str]] = {}
     with running(candidate, place, 1, streams=False) as server:
         asyncio.run(measure_pushes(server.url, store, kits, counts))
-    with running(candidate, place, 1, streams=True) as server:
-        counts[Step.PULL_STREAMED] = asyncio.run(measure_pull(server.url, store, kits[0]))
+    for step, streams in ((Step.PULL_REDIRECTED, False), (Step.PULL_STREAMED, True)):
+        with running(candidate, place, 1, streams=streams) as server:
+            counts[step] = asyncio.run(measure_pull(server.url, store, kits[0]))
     for step, counted in counts.items():
         sys.stdout.write(line_of(candidate.name, step, counted))
     return counts
@@ -252,7 +239,6 @@ async def measure_pushes(
         counts[Step.PUSH], counts[Step.AFTER_PUSH] = await counted(store, one.push(kits[0], by_patch=True))
         counts[Step.PUSH_AGAIN], _ = await counted(store, one.push(kits[0], by_patch=True))
         counts[Step.PUSH_BY_PUT], _ = await counted(store, two.push(kits[1], by_patch=False))
-        counts[Step.PULL_REDIRECTED], _ = await counted(store, one.pull(kits[0]))
 
 
 async def measure_pull(url: str, store: Relay, kit: Kit) -> Counter[str]:
@@ -295,19 +281,27 @@ MOST: Final = {
     Step.AFTER_PUSH: 1053 + 7,
     Step.PUSH_AGAIN: 72 + 3,
     Step.PUSH_BY_PUT: 311 + 7,
-    Step.PULL_REDIRECTED: 28,
+    Step.PULL_REDIRECTED: 36,
     Step.PULL_STREAMED: 36,
 }
 # Distribution looks into nothing that it stores.
 COMPARED: Final = [step for step in Step if step is not Step.AFTER_PUSH]
 
 
-@pytest.mark.parametrize("step", Step)
-def test_the_store_is_asked_no_more_than_documented(ours: Counts, step: Step) -> None:
-    assert cost_of(ours[step]).requests <= MOST[step], ours[step]
+def test_the_store_is_asked_no_more_than_documented_and_less_than_distribution_asks(
+    endpoint: tuple[Buckets, Relay], tmp_path: Path
+) -> None:
+    kits = Kit.make("one"), Kit.make("two")
 
+    ours = measured(Candidate("ours", OURS_ON_S3), *endpoint, kits, tmp_path)
 
-@pytest.mark.parametrize("step", COMPARED)
-def test_the_store_is_asked_less_than_distribution_asks(ours: Counts, theirs: Counts, step: Step) -> None:
-    assert cost_of(ours[step]).requests < cost_of(theirs[step]).requests
-    assert cost_of(ours[step]).usd < cost_of(theirs[step]).usd
+    for step in Step:
+        assert cost_of(ours[step]).requests <= MOST[step], (step, ours[step])
+    if "COMPARE" not in os.environ:
+        return
+    candidate = distribution_on_s3()
+    assert candidate is not None, "CNCF Distribution is built with Go, which is not installed"
+    theirs = measured(candidate, *endpoint, kits, tmp_path)
+    for step in COMPARED:
+        assert cost_of(ours[step]).requests < cost_of(theirs[step]).requests, step
+        assert cost_of(ours[step]).usd < cost_of(theirs[step]).usd, step

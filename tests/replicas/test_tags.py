@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -22,7 +23,8 @@ pytestmark = [pytest.mark.s3, pytest.mark.timeout(1800)]
 
 CLIENTS = 8
 TAGS = ("v1", "v2", "latest", "nightly")
-OPERATIONS = 10_000
+OPERATIONS = int(os.environ.get("OPERATIONS", "1500"))
+"""`make test-replicas` has 10 000."""
 KILL_EVERY = 400
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 REPOSITORY = "/v2/team/llm"

@@ -1,0 +1,309 @@
+"""A new configuration while the registry serves. The process tests run the real command."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from click.testing import CliRunner
+
+from registry.cli import main
+from registry.config import Config
+from registry.config_sources import ConfigInvalid, load_config
+from registry.reload import ConfigSource, file_problems, followed_files, kept_until_restart, reloaded
+
+SOON_S = 30.0
+
+
+@dataclass
+class Registry:
+    """The command, with a configuration that a test changes."""
+
+    process: "subprocess.Popen[bytes]"
+    folder: Path
+    port: int = 0
+
+    def configure(self, **http: Any) -> None:
+        configure(self.folder, **http)
+
+    def header(self) -> str | None:
+        """The value of X-Generation in an answer."""
+        with urlopen(f"http://127.0.0.1:{self.port}/v2/", timeout=SOON_S) as answer:
+            return answer.headers["X-Generation"]
+
+    def soon_says(self, value: str, times: int) -> bool:
+        """Whether so many answers in a row come from a generation: it is the only one that accepts."""
+        ends = time.monotonic() + SOON_S
+        seen = 0
+        while seen < times and time.monotonic() < ends:
+            seen = seen + 1 if self.header() == value else 0
+        return seen == times
+
+    def logged(self, text: str, count: int = 1) -> bool:
+        ends = time.monotonic() + SOON_S
+        while time.monotonic() < ends:
+            if (self.folder / "log").read_text().count(text) >= count:
+                return True
+            time.sleep(0.02)
+        return False
+
+
+def configure(folder: Path, **http: Any) -> None:
+    """Put another file in the place of the configuration, at once."""
+    tree = {
+        "storage": {"filesystem": {"rootdirectory": str(folder / "store")}, "durability": "none"},
+        "http": {"addr": "127.0.0.1:0", "draintimeout": 5, **http},
+    }
+    (folder / "next").write_text(json.dumps(tree))
+    (folder / "next").replace(folder / "config.yml")
+
+
+Start = Callable[[int], Registry]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    running: list[Registry] = []
+
+    def starting(workers: int) -> Registry:
+        configure(tmp_path, headers={"X-Generation": "1"})
+        with (tmp_path / "log").open("w") as errors:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    "from registry.cli import main; main()",
+                    "serve",
+                    "--config",
+                    str(tmp_path / "config.yml"),
+                    "--workers",
+                    str(workers),
+                ],
+                stderr=errors,
+                stdout=subprocess.DEVNULL,
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, "TMPDIR": str(tmp_path)},
+            )
+        registry = Registry(process, tmp_path)
+        running.append(registry)
+        assert registry.logged(" serving ")
+        match = re.search(r"address=\S*?:(\d+)", (tmp_path / "log").read_text())
+        assert match is not None
+        registry.port = int(match[1])
+        return registry
+
+    yield starting
+    for registry in running:
+        if registry.process.poll() is None:
+            registry.process.terminate()
+        try:
+            registry.process.wait(SOON_S)
+        finally:
+            registry.process.kill()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_hangup_brings_the_new_configuration_to_every_worker(start: Start, workers: int) -> None:
+    registry = start(workers)
+
+    registry.configure(headers={"X-Generation": "2"})
+    registry.process.send_signal(signal.SIGHUP)
+
+    assert registry.logged("reload.done", workers)
+    assert registry.soon_says("2", 20)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_changed_is_taken_over_without_a_signal(start: Start, workers: int) -> None:
+    registry = start(workers)
+
+    registry.configure(headers={"X-Generation": "2"})
+
+    assert registry.logged("reload.done", workers)
+    assert registry.soon_says("2", 20)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_cannot_be_used_changes_nothing_and_every_problem_is_logged(
+    start: Start, workers: int
+) -> None:
+    registry = start(workers)
+
+    registry.configure(headers={"X-Generation": "2"}, prefix="no slash", nonsense=1)
+    registry.process.send_signal(signal.SIGHUP)
+
+    assert registry.logged("http.prefix: should begin and end with a slash")
+    assert registry.logged("http.nonsense: unknown key")
+    assert registry.header() == "1"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_new_application_that_cannot_start_leaves_the_old_one_serving(start: Start, workers: int) -> None:
+    registry = start(workers)
+    tree = json.loads((registry.folder / "config.yml").read_text())
+    (registry.folder / "file").write_text("no folder")
+    tree["storage"]["filesystem"]["rootdirectory"] = str(registry.folder / "file")
+    tree["http"]["headers"] = {"X-Generation": "2"}
+    (registry.folder / "config.yml").write_text(json.dumps(tree))
+
+    registry.process.send_signal(signal.SIGHUP)
+
+    assert registry.logged("reload.failed", workers)
+    assert registry.header() == "1"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_only_a_restart_changes_is_said_and_the_rest_taken_over(start: Start, workers: int) -> None:
+    registry = start(workers)
+
+    registry.configure(headers={"X-Generation": "2"}, addr="127.0.0.1:1")
+    registry.process.send_signal(signal.SIGHUP)
+
+    assert registry.logged("reload.done", workers)
+    assert registry.soon_says("2", 5)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_upload_that_is_under_way_is_finished_by_whom_it_began_with(start: Start, workers: int) -> None:
+    registry = start(workers)
+    with socket.create_connection(("127.0.0.1", registry.port), SOON_S) as peer:
+        peer.sendall(
+            b"POST /v2/team/llm/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
+            b"Content-Type: application/octet-stream\r\n\r\nab"
+        )
+
+        registry.configure(headers={"X-Generation": "2"})
+        registry.process.send_signal(signal.SIGHUP)
+        assert registry.logged("reload.done", workers)
+        assert registry.soon_says("2", 20)
+        peer.sendall(b"cd")
+        answer = peer.recv(65536)
+
+    assert re.match(rb"HTTP/1\.1 20[12] ", answer)
+    assert b"X-Generation: 1\r\n" in answer
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_request_fails_while_the_configuration_changes_again_and_again(start: Start, workers: int) -> None:
+    registry = start(workers)
+
+    for number in range(2, 6):
+        registry.configure(headers={"X-Generation": str(number)})
+        registry.process.send_signal(signal.SIGHUP)
+        assert registry.soon_says(str(number), 20)  # each of these is a connection of its own, and none fails
+
+
+def test_a_connection_that_has_not_asked_yet_is_still_answered(start: Start) -> None:
+    registry = start(1)
+    with socket.create_connection(("127.0.0.1", registry.port), SOON_S) as peer:
+        peer.sendall(b"GET /v2/ HT")
+        registry.configure(headers={"X-Generation": "2"})
+        registry.process.send_signal(signal.SIGHUP)
+        assert registry.logged("reload.done")
+        assert registry.soon_says("2", 20)
+
+        peer.sendall(b"TP/1.1\r\nHost: x\r\n\r\n")
+
+        assert peer.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_memory_is_not_given_up_for_a_configuration(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    running = Config.model_validate({"storage": "inmemory"})
+    source = ConfigSource(running, None, environ={}, overrides={})
+
+    assert reloaded(source, running) is None
+    assert "reload.skipped" in caplog.text
+
+
+def test_an_address_and_a_number_of_workers_are_kept_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    running = Config.model_validate({"workers": 2, "http": {"addr": "127.0.0.1:5000"}})
+    wanted = Config.model_validate(
+        {"workers": 3, "http": {"addr": "127.0.0.1:6000", "relativeurls": True}, "log": {"level": "debug"}}
+    )
+
+    kept = kept_until_restart(running, wanted)
+
+    assert (kept.worker_count, kept.http.addr) == (2, "127.0.0.1:5000")
+    assert kept.http.relativeurls
+    assert kept.log.level == "debug"
+    assert caplog.text.count("reload.needs_restart") == 2
+
+
+def test_a_secret_in_a_file_is_followed_by_its_content_also_through_a_symlink(tmp_path: Path) -> None:
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "secret").write_text(version)
+    (tmp_path / "data").symlink_to("one")
+    config_file = tmp_path / "config.yml"
+    config_file.write_text(json.dumps({"http": {"secret_file": str(tmp_path / "data" / "secret")}}))
+    running = load_config(config_file).config
+    source = ConfigSource(running, config_file, environ={}, overrides={})
+    before = source.has_changed(running)
+
+    (tmp_path / "next").symlink_to("two")
+    (tmp_path / "next").replace(tmp_path / "data")
+
+    assert (before, source.has_changed(running), source.has_changed(running)) == (False, True, False)
+    secret = source.load(running).http.secret
+    assert secret is not None
+    assert secret.get_secret_value() == "two"
+
+
+def test_files_that_something_else_follows_reload_nothing() -> None:
+    config = Config.model_validate(
+        {
+            "auth": {"htpasswd": {"path": "/h"}},
+            "http": {"tls": {"certificate": "/c", "key": "/k", "clientcas": ["/ca"]}},
+        }
+    )
+
+    assert list(followed_files(config)) == [Path("/ca")]
+
+
+def test_verify_opens_what_the_file_names_and_tells_every_problem_with_its_key(tmp_path: Path) -> None:
+    htpasswd, jwks = tmp_path / "htpasswd", tmp_path / "jwks"
+    htpasswd.write_text("alice:plain\n")
+    jwks.write_text("[]")
+    tree = {
+        "auth": {
+            "htpasswd": {"path": str(htpasswd)},
+            "oidc": [{"issuer": "https://ci.example", "audiences": ["registry"], "jwks": str(jwks)}],
+        },
+        "http": {"tls": {"certificate": str(tmp_path / "absent"), "key": str(tmp_path / "absent")}},
+    }
+    file = tmp_path / "config.yml"
+    file.write_text(json.dumps(tree))
+
+    result = CliRunner().invoke(main, ["verify", str(file)])
+
+    assert result.exit_code == 1
+    assert {line.partition(": ")[0] for line in result.output.splitlines()} == {
+        "http.tls.certificate",
+        "http.tls.key",
+        "auth.htpasswd.path",
+        "auth.oidc.0.jwks",
+    }
+
+
+def test_a_reload_refuses_what_verify_refuses(tmp_path: Path) -> None:
+    running = Config()
+    file = tmp_path / "config.yml"
+    file.write_text(json.dumps({"auth": {"htpasswd": {"path": str(tmp_path / "absent")}}}))
+    source = ConfigSource(running, file, environ={}, overrides={})
+
+    with pytest.raises(ConfigInvalid, match=r"auth\.htpasswd\.path: .* cannot be read"):
+        source.load(running)
+
+
+def test_a_configuration_without_files_has_no_problem_with_them() -> None:
+    assert file_problems(Config()) == ()
