@@ -333,7 +333,7 @@ async def test_what_a_thread_wrote_is_counted(wire: Wire) -> None:
     async with asyncio.timeout(SOON_S):
         while (counted := await sent() - before) < len(LARGE):  # the client may know before the server does
             await asyncio.sleep(0.01)
-    assert counted < len(LARGE) + 1_000_000
+    assert counted < 2 * len(LARGE)  # once; the pages that were asked for meanwhile count too
 
 
 async def test_L_02_a_client_that_never_reads_is_cut_off_and_its_thread_is_free(
