@@ -12,10 +12,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
+
+import bcrypt
 
 from conformance import toolbox
 from tests.replicas.cluster import Bucket, Cluster, ClusterFailed
@@ -35,6 +37,16 @@ class Runnable(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def login(self) -> tuple[str, str] | None:
+        """A user who may do everything, and the password; None where everybody may."""
+        ...
+
+    @property
+    def finds_sources(self) -> bool:
+        """Whether it mounts a blob of a repository that the client does not name."""
+        ...
+
     def running(self, scratch: Path) -> AbstractContextManager[str]:
         """As `Subject.running`."""
         ...
@@ -46,15 +58,22 @@ class Subject:
 
     Attributes:
         name: for reports.
-        command: `{port}`, `{folder}` (its store, empty) and `{config}` (a file holding `config`) are filled in.
+        command: `{port}`, `{folder}` (its store, empty), `{config}` (a file holding `config`) and `{users}` (one holding `users`)
+            are filled in.
         environment: beside the caller's own.
         config: text of a configuration file; the same words are filled in.
+        users: text of an htpasswd file.
+        login: of one of them.
+        finds_sources: see `Runnable`. The suite's tokens are for the repository that it mounts into, and no more may be read by them.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
+    users: str = ""
+    login: tuple[str, str] | None = None
+    finds_sources: bool = True
 
     @contextmanager
     def running(self, scratch: Path) -> Iterator[str]:
@@ -65,7 +84,9 @@ class Subject:
         """
         scratch.mkdir(parents=True, exist_ok=True)
         port = free_port()
-        words = {"port": str(port), "folder": str(scratch / "store"), "config": str(scratch / "config.yml")}
+        words = {"port": str(port), "folder": str(scratch / "store")}
+        words |= {"config": str(scratch / "config.yml"), "users": str(scratch / "users")}
+        (scratch / "users").write_text(self.users)
         (scratch / "config.yml").write_text(_fill(self.config, words))
         (scratch / "store").mkdir()
         log = scratch / "server.log"
@@ -96,6 +117,10 @@ class Subject:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=5) as reply:
                     if reply.status == 200:
                         return
+            except urllib.error.HTTPError as error:
+                if error.code == 401 and self.login is not None:
+                    return
+                time.sleep(0.05)
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
         raise ServerFailed(f"{self.name} did not answer within {_START_TIMEOUT_S} s\n{_tail(log)}")
@@ -118,12 +143,35 @@ def ours(*, storage: str = "local", workers: int = 1, sparse: bool = False) -> S
     return Subject(f"ours, {storage}, {workers} worker{'s' if workers > 1 else ''}", command, environment)
 
 
+def guarded(scheme: str, *, sparse: bool = False) -> Subject:
+    """Our server on a folder, where one user may do everything, and nobody else anything.
+
+    Args:
+        scheme: by which it asks for credentials, `Basic` or `Bearer`.
+    """
+    password = secrets.token_urlsafe(16)
+    line = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+    token = "  token: {realm: 'http://127.0.0.1:{port}/v2/token'}\n" if scheme == "Bearer" else ""
+    open_to_all = ours(sparse=sparse)
+    return replace(
+        open_to_all,
+        name=f"{open_to_all.name}, {scheme}",
+        command=(*open_to_all.command, "--config", "{config}"),
+        config=f"auth:\n  htpasswd: {{path: '{{users}}'}}\n{token}",
+        users=f"conformance:{line}\n",
+        login=("conformance", password),
+        finds_sources=scheme == "Basic",
+    )
+
+
 @dataclass(frozen=True)
 class Replicas:
     """Our server on S3: one process, or several that share a bucket and are asked in turn, request by request."""
 
     count: int
     sparse: bool = False
+    login: tuple[str, str] | None = None
+    finds_sources: bool = True
 
     @property
     def name(self) -> str:

@@ -75,7 +75,7 @@ class ConfigSource:
         self._seen = self._signatures(running)
 
     def has_changed(self, running: Config) -> bool:
-        """Whether a file is another one than when this was asked last. Blocks."""
+        """Whether a file is another one than when this was asked, or all was loaded, last. Blocks."""
         seen = self._signatures(running)
         changed = seen != self._seen
         self._seen = seen
@@ -87,6 +87,7 @@ class ConfigSource:
         Raises:
             ConfigInvalid: with every problem.
         """
+        self._seen = self._signatures(running)
         loaded = load_config(self._path, environ=self._environ, overrides=self._overrides)
         if problems := file_problems(loaded.config):
             raise ConfigInvalid(problems)
@@ -267,6 +268,7 @@ class Generations:
         """Until `drain`, and what was under way then is finished. An error of the generation that accepts is raised.
 
         Args:
+            on_ready: called each time that a generation has begun to serve.
             follows_files: whether to look by ourselves whether a file has changed: no parent does.
         """
         following = (
@@ -287,7 +289,7 @@ class Generations:
                 break
             if self._is_reload_wanted:
                 self._is_reload_wanted = False
-                current = await self._reload(current)
+                current = await self._reload(current, on_ready)
         await asyncio.gather(*self._retired, return_exceptions=True)
         await current.task
 
@@ -308,7 +310,7 @@ class Generations:
         with self._listener.dup() as listener:
             await self._run_worker(config, listener, stop=self.stop, retire=retire, ready=ready)
 
-    async def _reload(self, current: _Generation) -> _Generation:
+    async def _reload(self, current: _Generation, on_ready: Callable[[], None]) -> _Generation:
         """Answers the generation that accepts from now on."""
         config = await asyncio.to_thread(reloaded, self._source, self.config)
         if config is None or self.stop.is_set():
@@ -334,6 +336,7 @@ class Generations:
         self._retired.add(current.task)
         current.task.add_done_callback(self._note_end)
         log_event(logger, logging.INFO, "reload.done")
+        on_ready()
         return fresh
 
     def _note_end(self, task: asyncio.Task[None]) -> None:

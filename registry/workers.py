@@ -22,6 +22,7 @@ import contextlib
 import ctypes
 import errno
 import faulthandler
+import functools
 import gc
 import logging
 import os
@@ -108,7 +109,7 @@ def serve(
                 config,
                 listeners[0],
                 run_worker,
-                on_ready=lambda: on_serving(Serving(host, port, 1)),
+                on_ready=functools.cache(lambda: on_serving(Serving(host, port, 1))),
                 source=source,
             )
         return Supervisor(
@@ -180,6 +181,7 @@ def run_here(
     """Serve in this process; answer its exit status.
 
     Args:
+        on_ready: called each time that an application has begun to serve: the first, and each new one.
         source: of a new configuration, when we are asked for one or, without a parent that looks, a file has changed.
         worker: number of this worker, when there are several.
         parent_gone: a descriptor that becomes readable when the parent has ended; None when there is no parent.
@@ -284,6 +286,8 @@ class Supervisor:
         source: ConfigSource | None = None,
     ) -> None:
         self._config = config
+        # What a worker has served with: a configuration that cannot start must not be what one that crashed begins with.
+        self._proven = config
         self._source = source
         self._look_at = float("inf") if source is None else time.monotonic() + LOOK_INTERVAL_S
         self._listeners = listeners
@@ -349,7 +353,7 @@ class Supervisor:
             self._be_worker(number, status_write)  # does not return
         os.close(status_write)
         os.set_blocking(status_read, False)
-        worker = _Worker(number, process, time.monotonic(), status_read, self._config)
+        worker = _Worker(number, process, time.monotonic(), status_read, self._proven)
         self._workers[process] = worker
         self._selector.register(status_read, selectors.EVENT_READ, worker)
 
@@ -368,14 +372,14 @@ class Supervisor:
             for other, listener in enumerate(self._listeners):
                 if other != number:
                     listener.close()
-            configure_logging(self._config.log, worker=number)
+            configure_logging(self._proven.log, worker=number)
             process_metrics().share(self._metrics_folder, number)
 
             def ready() -> None:
                 os.write(status_pipe, b"r")
 
             status = run_here(
-                self._config,
+                self._proven,
                 self._listeners[number],
                 self._run_worker,
                 on_ready=ready,
@@ -390,6 +394,7 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             if os.read(worker.status_pipe, 1):
                 worker.is_ready = True
+                self._proven = worker.config
                 self._renew(worker)
             else:  # it ended; the rest is `_reap`'s
                 self._selector.unregister(worker.status_pipe)

@@ -49,10 +49,23 @@ class Registry:
             seen = seen + 1 if self.header() == value else 0
         return seen == times
 
+    def workers(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(child) for child in children.split()]
+
     def logged(self, text: str, count: int = 1) -> bool:
         ends = time.monotonic() + SOON_S
         while time.monotonic() < ends:
             if (self.folder / "log").read_text().count(text) >= count:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def logged_after(self, first: str, pattern: str) -> bool:
+        ends = time.monotonic() + SOON_S
+        while time.monotonic() < ends:
+            _, _, after = (self.folder / "log").read_text().partition(first)
+            if re.search(pattern, after, re.MULTILINE):
                 return True
             time.sleep(0.02)
         return False
@@ -160,6 +173,23 @@ def test_a_new_application_that_cannot_start_leaves_the_old_one_serving(start: S
 
     assert registry.logged("reload.failed", workers)
     assert registry.header() == "1"
+
+
+def test_a_worker_that_crashes_after_that_comes_back_with_what_had_served(start: Start) -> None:
+    registry = start(2)
+    tree = json.loads((registry.folder / "config.yml").read_text())
+    (registry.folder / "file").write_text("no folder")
+    tree["storage"]["filesystem"]["rootdirectory"] = str(registry.folder / "file")
+    (registry.folder / "config.yml").write_text(json.dumps(tree))
+    registry.process.send_signal(signal.SIGHUP)
+    assert registry.logged("reload.failed", 2)
+
+    os.kill(registry.workers()[0], signal.SIGKILL)  # number 0, the first that was started
+
+    # The one in its place serves, is told of the new configuration, and goes on with the old.
+    assert registry.logged_after("worker.ended number=0", r"reload\.failed .* worker=0$")
+    assert registry.header() == "1"
+    assert (registry.folder / "log").read_text().count("worker.ended") == 1
 
 
 @pytest.mark.parametrize("workers", [1, 2])
