@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import manifest_load, packing, s3, servers, views, workloads
+from bench import auth, manifest_load, packing, s3, servers, views, workloads
 from bench.figures import GIB, Measure, as_markdown, as_text, judge, table
 from bench.servers import CACHE, Candidate, Place, ServerFailed
 from bench.wire import UnexpectedReply
 from bench.workloads import QUICK, Material, Scale, Workload
 
-WORKLOADS = (*workloads.WORKLOADS, *views.WORKLOADS)
+WORKLOADS = (*workloads.WORKLOADS, *views.WORKLOADS, *auth.WORKLOADS)
 DOCUMENT = Path("docs/performance.md")
 PACKING = "kitclient"
 

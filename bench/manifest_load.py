@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from bench.wire import MANIFEST_TYPE
@@ -17,24 +18,28 @@ CONNECTIONS = 16
 PROCESSES = 2
 
 
-def manifest_gets_per_second(url: str, seconds: float) -> float:
+def manifest_gets_per_second(url: str, seconds: float, authorization: str = "") -> float:
+    """
+    Args:
+        authorization: the field of each request; "" for none.
+    """
     wrk = shutil.which("wrk")
+    fields = [f"Accept: {MANIFEST_TYPE}", *([f"Authorization: {authorization}"] if authorization else [])]
     # wrk counts in whole seconds.
-    return _by_wrk(wrk, url, max(1, round(seconds))) if wrk else _by_loops(url, seconds)
+    return _by_wrk(wrk, url, max(1, round(seconds)), fields) if wrk else _by_loops(url, seconds, fields)
 
 
 def generator() -> str:
     return "wrk" if shutil.which("wrk") else "an own loop"
 
 
-def _by_wrk(wrk: str, url: str, seconds: int) -> float:
+def _by_wrk(wrk: str, url: str, seconds: int, fields: Sequence[str]) -> float:
     command = [
         wrk,
         f"-t{PROCESSES}",
         f"-c{CONNECTIONS}",
         f"-d{seconds}s",
-        "-H",
-        f"Accept: {MANIFEST_TYPE}",
+        *(word for field in fields for word in ("-H", field)),
         url,
     ]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -44,9 +49,9 @@ def _by_wrk(wrk: str, url: str, seconds: int) -> float:
     return float(rate[1])
 
 
-def _by_loops(url: str, seconds: float) -> float:
+def _by_loops(url: str, seconds: float, fields: Sequence[str]) -> float:
     share = str(CONNECTIONS // PROCESSES)
-    command = [sys.executable, "-m", "bench.manifest_load", url, str(seconds), share]
+    command = [sys.executable, "-m", "bench.manifest_load", url, str(seconds), share, *fields]
     loops = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
     outputs = [loop.communicate()[0] for loop in loops]
     if any(loop.returncode for loop in loops):
@@ -54,10 +59,11 @@ def _by_loops(url: str, seconds: float) -> float:
     return sum(map(float, outputs))
 
 
-def _loop(url: str, seconds: float, connections: int) -> float:
+def _loop(url: str, seconds: float, connections: int, fields: Sequence[str]) -> float:
     """Requests a second on `connections`, each with one request under way."""
     parts = urlsplit(url)
-    request = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: {MANIFEST_TYPE}\r\n\r\n".encode()
+    head = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", *fields]
+    request = "".join(f"{line}\r\n" for line in [*head, ""]).encode()
     count, start = 0, time.perf_counter()
     with selectors.DefaultSelector() as selector:
         sockets = [socket.create_connection((parts.hostname, parts.port)) for _ in range(connections)]
@@ -94,4 +100,4 @@ def _is_whole(reply: bytes) -> bool:
 _SIZE = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 if __name__ == "__main__":
-    print(_loop(sys.argv[1], float(sys.argv[2]), int(sys.argv[3])))
+    print(_loop(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))

@@ -31,7 +31,7 @@ _FILE_STREAM = "pull of a file of 1 GiB / of its layer"
 
 def indexing(server: Server, material: Material) -> Figures:
     """Kits one after the other, so that what is done after a push is in the way of the next."""
-    if not _knows_kits(server):
+    if not knows_kits(server):
         return {}
     layers = _kit_source(material, "layer", material.scale.large)
     seconds = [_seconds_of_pushes(server, source) for source in (material.large, layers)]
@@ -40,7 +40,7 @@ def indexing(server: Server, material: Material) -> Figures:
 
 def first_byte(server: Server, material: Material) -> Figures:
     """Asked for in turn, once both are indexed."""
-    if not _knows_kits(server):
+    if not knows_kits(server):
         return {}
     sizes = {"large": 5 * material.scale.large, "small": 5 * MIB}
     layers = {tag: _kit_source(material, tag, size).blob() for tag, size in sizes.items()}
@@ -61,7 +61,7 @@ def first_byte(server: Server, material: Material) -> Figures:
 
 def file_stream(server: Server, material: Material) -> Figures:
     """In turn, from the page cache."""
-    if not _knows_kits(server):
+    if not knows_kits(server):
         return {}
     blob = _kit_source(material, "layer", material.scale.large).blob()
     with Connection(server.url) as connection:
@@ -136,7 +136,7 @@ def _file(tag: str, path: str) -> str:
     return f"/v2/{NAME}/_modelkit/files/{tag}/{path}"
 
 
-def _knows_kits(server: Server) -> bool:
+def knows_kits(server: Server) -> bool:
     with Connection(server.url) as connection:
         try:
             return b"_modelkit" in connection.get("/v2/_oci/ext/discover")

@@ -82,9 +82,9 @@ class Reply:
 
 
 class Connection:
-    """One keep-alive connection to `url`."""
+    """One keep-alive connection to `url`; with an `Authorization`, if one is given."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, authorization: str = "") -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None:
             raise ValueError(f"{url}: only http://host:port can be measured")
@@ -98,6 +98,7 @@ class Connection:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", SILENCE_S, 0))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sink = bytearray(MIB)
+        self._authorization = {"Authorization": authorization} if authorization else {}
 
     def __enter__(self) -> Self:
         return self
@@ -208,7 +209,7 @@ class Connection:
         lines = [
             f"{method} {target} HTTP/1.1",
             f"Host: {self._host}",
-            *(f"{k}: {v}" for k, v in fields.items()),
+            *(f"{k}: {v}" for k, v in (self._authorization | fields).items()),
         ]
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 

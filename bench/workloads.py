@@ -100,7 +100,7 @@ def small_pushes(server: Server, material: Material) -> Figures:
         count = 0
         with Connection(server.url) as connection:
             while time.perf_counter() < deadline:
-                _push_model(connection, material.small.blob(), f"v{threading.get_ident()}-{count}")
+                push_model(connection, material.small.blob(), f"v{threading.get_ident()}-{count}")
                 count += 1
         return count
 
@@ -112,7 +112,7 @@ def small_pushes(server: Server, material: Material) -> Figures:
 
 def manifest_gets(server: Server, material: Material) -> Figures:
     with Connection(server.url) as connection:
-        _push_model(connection, material.small.blob(), "v1")
+        push_model(connection, material.small.blob(), "v1")
     target = f"{server.url}/v2/{NAME}/manifests/v1"
     return {"manifest GETs by tag": manifest_gets_per_second(target, material.scale.seconds)}
 
@@ -238,7 +238,7 @@ def at_once(server: Server, blobs: list[Blob], transfer: Callable[[Connection, s
         list(pool.map(one, blobs))
 
 
-def _push_model(connection: Connection, layer: Blob, tag: str) -> None:
+def push_model(connection: Connection, layer: Blob, tag: str) -> None:
     connection.push_whole(NAME, layer)
     config = json.dumps({"made-for": layer.digest}).encode()
     digest = connection.push_bytes(NAME, config)

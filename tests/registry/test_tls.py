@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from registry.app import services_of
 from registry.config import Tls
 from registry.tls import ServerTls, TlsUnusable, tls_problems
 from tests.registry.auth.test_certificate_login import Authority
@@ -187,3 +188,26 @@ async def test_over_plain_http_nobody_is_told_so() -> None:
         session.get(f"{url}/v2/") as answer,
     ):
         assert "Strict-Transport-Security" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("http", "is_told"),
+    [
+        ({"addr": ":5000"}, True),
+        ({"addr": "10.0.0.1:5000", "host": "http://registry.example"}, True),
+        ({"addr": ":5000", "host": "https://registry.example"}, False),
+        ({"addr": "127.0.0.1:5000"}, False),
+        ({"addr": "[::1]:5000"}, False),
+    ],
+)
+async def test_passwords_over_plain_http_beyond_loopback_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, http: dict[str, str], is_told: bool
+) -> None:
+    users = tmp_path / "users"
+    users.write_bytes(b"")
+    config = configured({"inmemory": {}}, http=http, auth={"htpasswd": {"path": str(users)}})
+
+    async with services_of(config):
+        pass
+
+    assert ("auth.plain_http" in [record.message for record in caplog.records]) == is_told
