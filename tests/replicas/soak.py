@@ -52,6 +52,8 @@ BLOBS: Final = 48
 SEASON_S: Final = 2.0
 IN_SEASON: Final = 8
 PUSHERS, PULLERS, DELETERS, LITTERERS = 5, 3, 3, 1
+# An upload that is open keeps the links of its repository (docs/adr/0016-collection.md): if there always were one, none would be collected.
+LITTER_EVERY_S, LITTER_FOR_S = 60.0, 8.0
 # A client may think for so long between what it was told and its manifest; half the grace time.
 THINKING_MAX_S: Final = GRACE_S / 2
 _BIG: Final = 6 * 1024 * 1024
@@ -199,7 +201,11 @@ class Soak:
         self.counts["blobs"] += 1
 
     async def _litter(self) -> None:
-        """A blob that nobody will list, and an upload that nobody goes on with."""
+        """A blob that nobody will list, and an upload that nobody goes on with; for a while each minute."""
+        into_minute = (time.monotonic() - self._began) % LITTER_EVERY_S
+        if into_minute > LITTER_FOR_S:
+            await asyncio.sleep(1)
+            return
         repository = self._random.choice(REPOSITORIES)
         await self._provide(repository, self._random.choice(self._in_season()))
         _, _, headers = await self._ask("POST", f"/v2/{repository}/blobs/uploads/", expect=(202,))
