@@ -59,8 +59,8 @@ soak: $(VENV)/.dev $(VERSITYGW) ## 30 minutes of everything at once on three rep
 
 test-all: test test-slow test-s3 ## the fast suite, the sweeps and S3
 
-conformance: $(VENV)/.dev ## others' suites and clients against us; installs what they need
-	$(BIN)/python -m conformance
+conformance: $(VENV)/.dev ## others' suites and clients against us; installs what they need; PARTS="official views"
+	$(BIN)/python -m conformance $(PARTS:%=--only %)
 
 bench: $(VENV)/.dev ## speed beside a peer, on a folder and on S3, as ratios
 	$(BIN)/python -m bench $(BENCH)

@@ -1,6 +1,6 @@
 """`python -m conformance`: everything, with one line for each thing tried and a closing count.
 
---only PART     official, clients, views, others or deploy; may be repeated
+--only PART     official, clients, views, others, deploy or chart; may be repeated
 --tool NAME     of the clients and the views, only this one; may be repeated
 --write         write MATRIX.md anew
 --install       install what the runs need, and stop
@@ -22,14 +22,15 @@ from conformance.clients.lab import Cell, Lab, LeftOut
 from conformance.deploy.base import make_base
 from conformance.server import ServerFailed, ours
 
-_PARTS = ("official", "clients", "others", "views", "deploy")
+_PARTS = ("official", "clients", "others", "views", "deploy", "chart")
 # What each part needs, the quickest to install first: it runs while the rest is being installed.
 _GO_TOOLS = {
     "official": ("conformance", "versitygw"),
     "clients": ("crane", "oras", "regctl"),
     "others": ("olareg", "registry"),
     "views": ("crane", "oras", "regctl", "dockerd"),
-    "deploy": ("conformance", "helm", "kubectl-validate", "versitygw"),
+    "deploy": ("conformance", "versitygw"),
+    "chart": ("helm", "kubectl-validate"),
 }
 _DEBIAN_COMMANDS = {
     "clients": ("dockerd", "skopeo"),
@@ -137,6 +138,8 @@ def _cells(part: str, scratch: Path, tools: list[str] | None) -> Iterator[Cell |
         yield from views.run_all(scratch / "views", tools)
     elif part == "deploy":
         yield from deploy.run_all(scratch / "deploy")
+    elif part == "chart":
+        yield from deploy.run_chart(scratch / "deploy")
     else:
         yield from other_registries.run_all(scratch)
 
