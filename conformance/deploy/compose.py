@@ -96,6 +96,8 @@ class BehindNginx:
 
     nginx: Path
     name: str = "ours, S3, 3 replicas behind nginx"
+    login: tuple[str, str] | None = None
+    finds_sources: bool = True
 
     @contextmanager
     def running(self, scratch: Path) -> Iterator[str]:
