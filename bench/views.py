@@ -102,7 +102,9 @@ def _kit_source(material: Material, name: str, size: int) -> Source:
         size += -(size + SALT_SIZE) % _BLOCK
         head = _header("model", 0, b"5") + _header(_SMALL_FILE, _BLOCK) + bytes(_BLOCK)
         head += _header(_LARGE_FILE, size + SALT_SIZE)
-        known = material.more[name] = Source(material.scratch / name, size, head=head, rest=bytes(2 * _BLOCK))
+        known = material.more[name] = Source(
+            material.scratch / f"kit-{name}", size, head=head, rest=bytes(2 * _BLOCK)
+        )
     return known
 
 
