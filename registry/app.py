@@ -10,9 +10,9 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
@@ -23,6 +23,7 @@ from registry.api.call import Services
 from registry.audit import AuditedJournal, AuditedLogins, AuditLog, open_audit
 from registry.auth.guard import Guard
 from registry.auth.policy import Policy, granted
+from registry.background import running
 from registry.body import Slots
 from registry.config import S3, Config, Garbagecollection, Redirect, Uploadpurging
 from registry.connection import Connection
@@ -161,13 +162,13 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
         stack.callback(kits.close)
         health = Health(backend, interval_s=driver.interval, threshold=driver.threshold)
         if driver.enabled:
-            await stack.enter_async_context(_running(health.watch(), "health"))
+            await stack.enter_async_context(running(health.watch(), "health"))
         purging = config.storage.maintenance.uploadpurging
         if purging.enabled and not is_read_only:
-            await stack.enter_async_context(_running(_purge_uploads(sessions, purging), "purge uploads"))
+            await stack.enter_async_context(running(_purge_uploads(sessions, purging), "purge uploads"))
         if collection.enabled and not is_read_only:
             collector = make_collector(config, backend, sessions, journal)
-            await stack.enter_async_context(_running(_collect(collector, collection), "collect"))
+            await stack.enter_async_context(running(_collect(collector, collection), "collect"))
         if config.storage.driver != "inmemory":
             follower = Follower(
                 journal,
@@ -176,10 +177,10 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
                 interval_s=config.journal.poll,
                 keep_s=config.journal.keep,
             )
-            await stack.enter_async_context(_running(follower.run(), "follow the journal"))
+            await stack.enter_async_context(running(follower.run(), "follow the journal"))
         if not is_read_only:
             for deliverer in make_deliverers(config, backend, journal, metrics):
-                await stack.enter_async_context(_running(deliverer.run(), f"notify {deliverer.name}"))
+                await stack.enter_async_context(running(deliverer.run(), f"notify {deliverer.name}"))
         accounts: Accounts | None = None
         if config.auth is not None:
             from registry.auth.accounts import open_accounts  # cryptography takes a tenth of a second
@@ -243,17 +244,6 @@ def make_collector(
         upload_age_s=maintenance.uploadpurging.age,
         journal_keep_s=config.journal.keep,
     )
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Work that goes on beside the block, and ends with it."""
-    task = asyncio.create_task(work, name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def run_worker(
@@ -362,7 +352,7 @@ async def _serving_tls(config: Config) -> AsyncIterator[ssl.SSLContext | None]:
         yield None
         return
     tls = await asyncio.to_thread(ServerTls, config.http.tls)
-    async with _running(tls.follow(), "follow the certificate"):
+    async with running(tls.follow(), "follow the certificate"):
         yield tls.context
 
 

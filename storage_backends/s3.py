@@ -56,7 +56,7 @@ _READERS: Final = 24
 _SOURCES: Final = 16
 # Folders known not to be objects; a key of a registry has five.
 _FOLDERS_MAX: Final = 10_000
-# Pointers are small; one to a TiB has 4 segments.
+# A pointer to the largest content: 700 objects (s3_parts.py).
 _POINTER_SIZE_MAX: Final = 256 * 1024
 
 

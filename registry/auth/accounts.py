@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from registry.auth.api_keys import ApiKeys
@@ -24,6 +22,7 @@ from registry.auth.token_keys import Seal, TokenKeys
 from registry.auth.token_service import Granted, TokenService
 from registry.auth.tokens import LEEWAY_S, Rules
 from registry.auth.watched_file import WatchedFile
+from registry.background import running
 from registry.config import Config
 from registry.logs import log_event
 from storage_backends.interface import StorageBackend
@@ -145,7 +144,7 @@ class _Opening:
             log_event(
                 logger, logging.WARNING, "auth.nobody", path=str(htpasswd.path), effect="nobody can log in"
             )
-        await self._stack.enter_async_context(_running(users.watch(), "follow htpasswd"))
+        await self._stack.enter_async_context(running(users.watch(), "follow htpasswd"))
         threads = usable_threads(self._config.worker_count)
         checks = await self._stack.enter_async_context(PasswordChecks(threads))
         return Passwords(lambda: users.value, checks, Backoff())
@@ -190,7 +189,7 @@ class _Opening:
             seal=Seal(secret.get_secret_value() if secret is not None else None),
         )
         await token_keys.start()
-        await self._stack.enter_async_context(_running(token_keys.watch(), "rotate token keys"))
+        await self._stack.enter_async_context(running(token_keys.watch(), "rotate token keys"))
         service = token_service_name(self._config, token)
         return OwnIssuer(token.issuer, service, token_keys, passwords=passwords, keys=keys)
 
@@ -201,19 +200,8 @@ class _Opening:
 
     async def _started(self, source: KeySource) -> KeySource:
         await source.start()
-        await self._stack.enter_async_context(_running(source.watch(), "follow token keys"))
+        await self._stack.enter_async_context(running(source.watch(), "follow token keys"))
         return source
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Work that goes on beside the block, and ends with it."""
-    task = asyncio.create_task(work, name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def _warn_of_plain_http(config: Config) -> None:
