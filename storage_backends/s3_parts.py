@@ -9,7 +9,8 @@ who died holds up nobody. Two rules keep those who do not know of each other fro
   one behind it. So it is completed with one list, however many try, and a second try that finds it done finds the right object.
 
 Content is several objects where there is a limit to the size of one. Each is completed while the bytes of the next arrive, so that
-a store for which that is work has little left to do at the end. What had arrived until then is kept, too, when it is.
+a store for which that is work has little left to do at the end. What had arrived until then is kept, too, when it is. Where it
+is known what is still to come, the last objects are small, and the very last ones, the tail, are put in one request each.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from storage_backends.checks import check_note
 from storage_backends.interface import (
@@ -39,6 +41,8 @@ from storage_backends.s3_memory import MEMORY_MAX, Blocks, Gathered
 from storage_backends.s3_records import Records
 from storage_backends.threads import Threads
 
+T = TypeVar("T")
+
 # What S3 asks of every part but the last.
 PART_SIZE_MIN: Final = 5 * 1024 * 1024
 # With one part on its way and one being filled, this is the most that keeps to MEMORY_MAX.
@@ -52,6 +56,9 @@ _CLAIM: Final = 64
 
 # Objects of one size. Of 64 MiB, then 128 MiB: a TiB is 512 of them, and its pointer 70 KB.
 _SEGMENT_GROWS_EVERY: Final = 64
+
+# Objects of the tail, each as large as a part. While so many arrive, what is before them has time to be completed.
+_TAIL_COUNT_MAX: Final = 4
 
 # A list of 10 000 parts has 600 KB, a note 64 KiB; the rest is smaller than a part.
 _STATE_SIZE_MAX: Final = 64 * 1024 * 1024
@@ -237,6 +244,7 @@ class Appending:
     Args:
         note: what is kept with the bytes that were observed so far.
         segment_size: of the first objects that content is made of, when it is several; None when it is to be one.
+        size: how many bytes there will be, when they are the last of the content and that is known.
     """
 
     def __init__(
@@ -250,6 +258,7 @@ class Appending:
         part_size: int,
         part_count_max: int,
         segment_size: int | None,
+        size: int | None = None,
     ) -> None:
         self._holding = holding
         self._pool = pool
@@ -264,8 +273,11 @@ class Appending:
         self._hashing: Future[None] | None = None
         # Of each target, by its key.
         self._parts: dict[str, list[Future[Part]]] = {}
-        self._in_flight: deque[Future[Part]] = deque()
+        self._in_flight: deque[Future[Any]] = deque()
         self._offset = holding.saved.offset
+        self._stop = None if segment_size is None or size is None else self._offset + size
+        # Objects of one request each, behind all targets.
+        self._tail: list[Future[Segment]] = []
         targets = holding.saved.targets
         self._target_size = targets[-1].size if targets else 0
         self._number = self._number_stop = targets[-1].number_next if targets else part_count_max + 1
@@ -331,7 +343,7 @@ class Appending:
                 self._flush()
             except UploadBusy as error:
                 raise StorageUnavailable(f"{error}: ask for its offset and go on from there") from error
-            if self._target_is_full():
+            if not self._tail and self._target_is_full():
                 self._wait_for_hash()
                 self._note_at_end = self._note()
                 self._number = self._number_stop = self._part_count_max + 1
@@ -343,7 +355,19 @@ class Appending:
             return False
         saved = self._holding.saved
         index = len(saved.segments) + len(saved.targets) - 1
-        return self._target_size >= segment_size_of(index, self._segment_size)
+        return self._target_size >= segment_size_of(index, self._segment_size) or self._is_tail_from(
+            self._offset
+        )
+
+    def _is_tail_from(self, offset: int) -> bool:
+        return self._stop is not None and self._stop - offset <= _TAIL_COUNT_MAX * self._part_size
+
+    def _is_in_tail(self) -> bool:
+        """Whether the bytes that are gathered go behind all targets."""
+        if self._tail:
+            return True
+        is_between = self._number > self._part_count_max
+        return is_between and self._is_tail_from(self._offset - len(self._gathered))
 
     def _current_part_size(self) -> int:
         if self._blocks.are_used_up:
@@ -352,15 +376,30 @@ class Appending:
         return part_size_of(number, self._part_size)
 
     def _flush(self) -> None:
+        if self._is_in_tail():
+            self._flush_to_tail()
+        else:
+            self._flush_to_target()
+
+    def _flush_to_target(self) -> None:
         number = self._next_number()
         target = self._holding.saved.targets[-1]
+        self._target_size += len(self._gathered)
+        part = self._send(partial(self._holding.upload_part, target, number))
+        self._parts.setdefault(target.key, []).append(part)
+
+    def _flush_to_tail(self) -> None:
+        if not self._tail:
+            self._end_targets()
+        self._tail.append(self._send(self._holding.put_data))
+
+    def _send(self, send: Callable[[Pieces], T]) -> Future[T]:
         while len(self._in_flight) >= in_flight_max(len(self._gathered)):
             self._in_flight.popleft().result()
-        part = self._pool.begin(self._holding.upload_part, target, number, self._gathered)
-        self._in_flight.append(part)
-        self._parts.setdefault(target.key, []).append(part)
-        self._target_size += len(self._gathered)
+        sending = self._pool.begin(send, self._gathered)
+        self._in_flight.append(sending)
         self._gathered = Gathered(self._blocks)
+        return sending
 
     def _next_number(self) -> int:
         if self._number == self._number_stop:
@@ -386,23 +425,37 @@ class Appending:
             self._ending = self._pool.begin(self._end, targets[-2].key, self._note_at_end)
             self._note_at_end = None
 
-    def _end(self, key: str, note: bytes | None) -> None:
-        """Keep what has arrived up to the end of a target, and complete that, while more arrives for the next one.
+    def _end_targets(self) -> None:
+        """Complete them while the tail arrives."""
+        self._wait_for_end()
+        saved = self._holding.saved
+        if saved.is_sealed:
+            self._holding.unseal()
+        elif saved.targets:
+            key = saved.targets[-1].key
+            self._ending = self._pool.begin(self._end, key, self._note_at_end, is_sealed=True)
+            self._note_at_end = None
+
+    def _end(self, key: str, note: bytes | None, *, is_sealed: bool = False) -> None:
+        """Keep what has arrived up to the end of a target, and complete that, while more arrives for what is behind it.
 
         Nobody else writes the state meanwhile: who wants to waits for us.
 
         Args:
             note: None when it was kept before.
+            is_sealed: no other target will be behind it.
 
         Raises:
             UploadBusy, UploadMissing: somebody else was faster.
         """
-        saved = self._holding.saved
+        saved = replace(self._holding.saved, is_sealed=is_sealed)
         if note is not None:
             targets = tuple(
                 self._with_parts(target) if target.key == key else target for target in saved.targets
             )
-            self._holding.save(self._settled(replace(saved, note=note, rest=b"", targets=targets)))
+            saved = self._settled(replace(saved, note=note, rest=b"", targets=targets))
+        if saved != self._holding.saved:
+            self._holding.save(saved)
         full = next(target for target in self._holding.saved.targets if target.key == key)
         with suppress(StorageError):  # it is tried again with the last one
             self._completed[key] = self._holding.complete_target(full)
@@ -444,8 +497,7 @@ class Appending:
         try:
             if len(self._gathered) >= PART_SIZE_MIN:
                 self._flush()
-            self._wait_for_end()
-            self._holding.save(self._state(note))
+            self._save(self._state(note))
         except UploadBusy as error:
             raise StorageUnavailable(f"{error}: ask for its offset and go on from there") from error
         finally:
@@ -457,22 +509,34 @@ class Appending:
         Raises:
             UploadBusy, UploadMissing: somebody else was faster.
         """
-        if self._holding.saved.is_sealed:
-            self._holding.unseal()
-        if self._holding.saved.targets and self._gathered:
-            self._flush()
-        self._wait_for_end()
+        if self._gathered:
+            saved = self._holding.saved
+            if self._tail or saved.is_sealed or not saved.targets:
+                self._flush_to_tail()
+            else:
+                self._flush_to_target()
         self.wait()
-        own = [self._holding.put_data(self._gathered)] if self._gathered else []
-        state = self._state(note)
-        closing = replace(state, segments=(*state.segments, *own), rest=b"", is_sealed=True, is_closing=True)
+        self._save(replace(self._state(note), is_sealed=True, is_closing=True))
+
+    def _save(self, state: UploadState) -> None:
         try:
-            self._holding.save(closing)
+            self._holding.save(state)
         except (UploadBusy, UploadMissing):
-            self._holding.records.delete_data(own)
+            self._holding.records.delete_data([sent.result() for sent in self._tail])
             raise
 
     def _state(self, note: bytes) -> UploadState:
+        """With all that has arrived."""
+        self._wait_for_end()
+        if not self._tail:
+            return self._state_of_targets(note)
+        if self._settled(self._holding.saved).targets:
+            self._holding.unseal()
+        state = self._state_of_targets(note)
+        tail = [sent.result() for sent in self._tail]
+        return replace(state, segments=(*state.segments, *tail), is_sealed=False)
+
+    def _state_of_targets(self, note: bytes) -> UploadState:
         saved = self._holding.saved
         targets = list(saved.targets)
         if targets and targets[-1].key in self._parts:

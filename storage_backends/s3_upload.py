@@ -129,12 +129,11 @@ class S3Upload:
         size: int | None = None,
         last: bool = False,
     ) -> int:
-        del size  # there is no room to reserve
         with self._workshop.occupied(self._id):
             await self._workshop.threads.run(self._prepare)
             if self._holding.saved.is_closing:
                 return await self._append_nothing(chunks)
-            await self._append(chunks, observe, note, is_last=last)
+            await self._append(chunks, observe, note, size=size, is_last=last)
         return self._offset
 
     def _prepare(self) -> None:
@@ -168,9 +167,10 @@ class S3Upload:
         observe: Observer,
         note: Callable[[], bytes],
         *,
+        size: int | None,
         is_last: bool,
     ) -> None:
-        appending = self._appending(observe, note)
+        appending = self._appending(observe, note, size=size if is_last else None)
         workshop = self._workshop
         intake = Intake(workshop.appenders, appending.write, queue_size_max=workshop.queue_size_max)
         try:
@@ -186,7 +186,9 @@ class S3Upload:
             raise
         await _whole(self._end_append(appending, intake, note, is_last=is_last))
 
-    def _appending(self, observe: Observer, note: Callable[[], bytes]) -> Appending:
+    def _appending(
+        self, observe: Observer, note: Callable[[], bytes], *, size: int | None = None
+    ) -> Appending:
         workshop = self._workshop
         return Appending(
             self._holding,
@@ -197,6 +199,7 @@ class S3Upload:
             part_size=workshop.part_size,
             part_count_max=workshop.part_count_max,
             segment_size=workshop.segment_size,
+            size=size,
         )
 
     async def _end_append(

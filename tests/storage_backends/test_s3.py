@@ -365,6 +365,90 @@ async def test_content_is_made_of_as_many_objects_as_the_settings_say(
     assert [segment.size for segment in segments] == [10 * MIB, 10 * MIB, 10 * MIB, 3 * MIB]
 
 
+@pytest.mark.parametrize(
+    ("before", "size", "sizes"),
+    [
+        (0, 3, [3]),
+        (0, 20, [5, 5, 5, 5]),
+        (0, 21, [5, 5, 5, 5, 1]),
+        (0, 33, [10, 5, 5, 5, 5, 3]),
+        (13, 20, [10, 5, 5, 5, 5, 3]),
+        (13, 0, [10, 3]),
+    ],
+    ids=str,
+)
+async def test_the_end_of_content_whose_size_is_known_is_put_in_small_objects(
+    in_segments: S3Settings, client: S3Client, before: int, size: int, sizes: list[int]
+) -> None:
+    content = random_bytes((before + size) * MIB)
+    first, last = content[: before * MIB], content[before * MIB :]
+    hasher = hashlib.sha256()
+    async with opened(in_segments) as backend:
+        upload = await backend.begin_upload("u")
+        await upload.append(chunks_of(first), observe=hasher.update, note=hasher.digest, size=len(first))
+        await upload.append(
+            chunks_of(last), observe=hasher.update, note=hasher.digest, size=len(last), last=True
+        )
+        assert upload.note == hasher.digest() == hashlib.sha256(content).digest()
+        await upload.commit("x")
+
+        assert await content_of(backend, "x") == content
+    segments = await asyncio.to_thread(Records(client).segments_of, "x")
+    assert [segment.size for segment in segments] == [size * MIB for size in sizes]
+    assert await asyncio.to_thread(client.list_uploads, "") == ([], False)
+
+
+@pytest.mark.parametrize("arrived", [9, 17, 24, 32], ids=str)
+async def test_an_append_that_is_cut_off_keeps_what_had_come_of_the_end(
+    in_segments: S3Settings, client: S3Client, arrived: int
+) -> None:
+    content = random_bytes(33 * MIB)
+
+    async def cut_off() -> AsyncIterator[bytes]:
+        async for chunk in chunks_of(content[: arrived * MIB]):
+            yield chunk
+        raise ConnectionResetError
+
+    async with opened(in_segments) as backend, opened(in_segments) as other:
+        upload = await backend.begin_upload("u")
+        with pytest.raises(ConnectionResetError):
+            await upload.append(cut_off(), observe=ignore, note=said(b"cut"), size=33 * MIB, last=True)
+
+        resumed = await other.resume_upload("u")
+        assert (resumed.offset, resumed.note) == (arrived * MIB, b"cut")
+        rest = content[resumed.offset :]
+        await resumed.append(chunks_of(rest), observe=ignore, note=said(b""), size=len(rest), last=True)
+        await resumed.commit("x")
+
+        assert await content_of(other, "x") == content
+        await swept(other)
+    entries, _ = await asyncio.to_thread(client.list, "")
+    assert {entry.key for entry in entries} == await named_in_bucket(client)
+
+
+async def test_an_object_before_the_end_that_could_not_be_completed_in_time_is_completed_with_it(
+    in_segments: S3Settings, store: FaultyStore
+) -> None:
+    content = random_bytes(33 * MIB)
+    refused = 0
+
+    def rule(request: Request) -> Fault | None:
+        nonlocal refused
+        if not request.is_complete or refused == 2:
+            return None
+        refused += 1
+        return Fault.REFUSES
+
+    store.rule = rule
+    async with opened(replace(in_segments, endpoint=store.url, retry_timeout_s=0)) as backend:
+        upload = await backend.begin_upload("u")
+        await upload.append(chunks_of(content), observe=ignore, note=said(b""), size=len(content), last=True)
+        await upload.commit("x")
+
+        assert refused == 2
+        assert await content_of(backend, "x") == content
+
+
 def test_objects_grow_so_that_the_largest_blob_has_a_pointer_that_can_be_read() -> None:
     sizes = [segment_size_of(index, 64 * MIB) for index in range(700)]
 
@@ -416,9 +500,10 @@ async def test_objects_end_where_they_should_however_the_appends_fall(
     assert all(segment.size == 10 * MIB for segment in segments[:-1])
 
 
+@pytest.mark.parametrize("is_size_known", [False, True], ids=["size-unknown", "size-known"])
 @pytest.mark.parametrize("nth", range(26))
 async def test_of_a_long_append_whose_writer_dies_what_is_kept_is_whole_and_can_be_gone_on_with(
-    in_segments: S3Settings, store: FaultyStore, client: S3Client, nth: int
+    in_segments: S3Settings, store: FaultyStore, client: S3Client, nth: int, *, is_size_known: bool
 ) -> None:
     content = random_bytes(36 * MIB)
     hasher = hashlib.sha256()
@@ -436,9 +521,22 @@ async def test_of_a_long_append_whose_writer_dies_what_is_kept_is_whole_and_can_
             store.rule = rule
             with contextlib.suppress(StorageUnavailable):
                 upload = await dying.resume_upload("u")
-                await upload.append(chunks_of(content), observe=hasher.update, note=hasher.digest)
-        resumed = await other.resume_upload("u")
-        assert resumed.offset % (10 * MIB) == 0 or resumed.offset == len(content)
+                await upload.append(
+                    chunks_of(content),
+                    observe=hasher.update,
+                    note=hasher.digest,
+                    size=len(content),
+                    last=is_size_known,
+                )
+                if is_size_known:
+                    await upload.commit("x")
+        try:
+            resumed = await other.resume_upload("u")
+        except UploadMissing:
+            assert await content_of(other, "x") == content
+            return
+        # Of the end that is known nothing is kept before all of it is.
+        assert resumed.offset in {0, 10 * MIB, 15 * MIB, 20 * MIB, 30 * MIB, len(content)}
         kept = content[: resumed.offset]
         assert resumed.note == (hashlib.sha256(kept).digest() if kept else b"")
 
