@@ -18,17 +18,19 @@ from typing import Protocol
 
 from yarl import URL
 
-from kitclient.credentials import Credential, CredentialSource
+from kitclient.credentials import Credential, CredentialSource, basic
 from kitclient.errors import ServerMisbehaved
 from kitclient.origin import follow, is_local
 from kitspec.errors import Denied, Unauthorized
 from kitspec.http_fields import Challenge, parse_challenges
 
 CLIENT_ID = "kitclient"
-# The specification's default, and its least.
+# Of a token whose answer does not say how long it lives.
 _EXPIRES_IN_S = 60
-# A token that ends while a request is on its way is no use.
-_EXPIRY_MARGIN_S = 10
+# A token that ends while a request is on its way is no use; of a short life half is used.
+_EXPIRY_MARGIN_S = 10.0
+# What token services say that know only GET, as containerd has collected it; also of a token that they no longer know.
+_GET_INSTEAD = frozenset({400, 401, 404, 405})
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}", re.ASCII)
 
 
@@ -79,6 +81,8 @@ class Authorizer:
         self._basic: str | None = None
         self._bearer: Challenge | None = None
         self._tokens: dict[str, _Token] = {}
+        # The identity token that a token service gave in exchange for the stored one; for this process only.
+        self._renewed_identity: tuple[str, str] | None = None
         self._lock = asyncio.Lock()
 
     async def header(self, scope: str) -> str | None:
@@ -93,6 +97,23 @@ class Authorizer:
                 token = await self._fetch(self._bearer, scope)
                 self._tokens[scope] = token
             return token.header
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether the registry has asked for credentials."""
+        return self._basic is not None or self._bearer is not None
+
+    async def show_unasked(self) -> bool:
+        """Show the name and password from now on though nobody has asked for them; whether there are any."""
+        credential = await self._credential()
+        self._basic = credential.basic if credential is not None else None
+        return self._basic is not None
+
+    async def advice(self) -> str:
+        """What a user can do about a registry that refuses even what it had asked for."""
+        if await self._credential() is None:
+            return f"log in to {self._host} first"
+        return f"the login that is kept for {self._host} does not do for this"
 
     async def answer(self, fields: Iterable[str], scope: str, *, used: str | None) -> str:
         """What to send with the second try of a request that was answered with 401.
@@ -111,7 +132,7 @@ class Authorizer:
             async with self._lock:
                 token = self._tokens.get(scope)
                 if token is None or token.header == used:
-                    self._bearer = challenges["bearer"]
+                    self._bearer, self._basic = challenges["bearer"], None
                     token = await self._fetch(
                         self._bearer, _union(scope, self._bearer.parameters.get("scope", ""))
                     )
@@ -121,12 +142,13 @@ class Authorizer:
             raise Unauthorized(f"{self._host} asks for a kind of authentication that is not spoken here")
         credential = await self._credential()
         if credential is None or credential.basic is None:
+            kept = "there are none" if credential is None else "a token is kept, which it does not take"
             raise Unauthorized(
-                f"{self._host} asks for credentials and there are none; log in to {self._host} first"
+                f"{self._host} asks for a name and a password and {kept}; log in to {self._host} first"
             )
         if used == credential.basic:
             raise Unauthorized(
-                f"{self._host} refuses the stored credentials of {credential.username!a}; log in again"
+                f"{self._host} refuses the name {credential.username!a} with its password; log in again"
             )
         self._basic = credential.basic
         return self._basic
@@ -141,23 +163,39 @@ class Authorizer:
         realm = self._check_realm(challenge.parameters.get("realm", ""))
         service = challenge.parameters.get("service", "")
         if credential is not None and credential.identity_token:
-            form = {
-                "grant_type": "refresh_token",
-                "service": service,
-                "client_id": CLIENT_ID,
-                "scope": scope,
-                "refresh_token": credential.identity_token,
-            }
-            answer = await self._ask("POST", realm, headers={}, form=form)
-        else:
-            query = [("service", service)] if service else []
-            query += [("scope", one) for one in scope.split()]
-            headers = {}
-            if credential is not None and credential.basic is not None:
-                query.append(("account", credential.username))
-                headers["Authorization"] = credential.basic
-            answer = await self._ask("GET", realm.extend_query(query), headers=headers, form=None)
+            answer = await self._post(realm, service, scope, credential.identity_token)
+            if answer.status not in _GET_INSTEAD:
+                return self._parse(answer, realm, known=True)
+        answer = await self._get(realm, service, scope, credential)
         return self._parse(answer, realm, known=credential is not None)
+
+    async def _post(self, realm: URL, service: str, scope: str, identity_token: str) -> TokenAnswer:
+        """Show an identity token ("Authenticating via OAuth2": the grant `refresh_token`)."""
+        stored, renewed = self._renewed_identity or ("", "")
+        form = {
+            "grant_type": "refresh_token",
+            "service": service,
+            "client_id": CLIENT_ID,
+            "scope": scope,
+            "refresh_token": renewed if stored == identity_token else identity_token,
+        }
+        answer = await self._ask("POST", realm, headers={}, form=form)
+        renewed = _renewed_identity(answer)
+        if renewed:
+            self._renewed_identity = identity_token, renewed
+        return answer
+
+    async def _get(self, realm: URL, service: str, scope: str, credential: Credential | None) -> TokenAnswer:
+        """Show a name and password, or an identity token that is not taken by POST, or nothing."""
+        query = [("service", service)] if service else []
+        query += [("scope", one) for one in scope.split()]
+        headers = {}
+        if credential is not None and credential.basic is not None:
+            query.append(("account", credential.username))
+            headers["Authorization"] = credential.basic
+        elif credential is not None:
+            headers["Authorization"] = basic("", credential.identity_token)
+        return await self._ask("GET", realm.extend_query(query), headers=headers, form=None)
 
     def _check_realm(self, text: str) -> URL:
         if "://" not in text:
@@ -186,11 +224,25 @@ class Authorizer:
             raise ServerMisbehaved(
                 f"the token service {realm.host} did not answer with a JSON object"
             ) from error
-        if not isinstance(token, str) or _TOKEN.fullmatch(token) is None or type(expires_in) is not int:
+        if (
+            not isinstance(token, str)
+            or _TOKEN.fullmatch(token) is None
+            or type(expires_in) not in {int, float}
+        ):
             raise ServerMisbehaved(f"the token service {realm.host} gave no usable token")
-        return _Token(f"Bearer {token}", self._clock() + max(expires_in, _EXPIRES_IN_S) - _EXPIRY_MARGIN_S)
+        life_s = expires_in if expires_in > 0 else _EXPIRES_IN_S
+        return _Token(f"Bearer {token}", self._clock() + life_s - min(_EXPIRY_MARGIN_S, life_s / 2))
 
 
 def _union(scope: str, more: str) -> str:
     """Both lists of scopes, in order, each once."""
     return " ".join(dict.fromkeys([*scope.split(), *more.split()]))
+
+
+def _renewed_identity(answer: TokenAnswer) -> str:
+    """The identity token that replaces the one shown, if the answer holds one."""
+    try:
+        token = json.loads(answer.body).get("refresh_token") if answer.status == 200 else ""
+    except (ValueError, AttributeError, RecursionError):
+        return ""
+    return token if isinstance(token, str) else ""

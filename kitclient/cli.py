@@ -35,6 +35,12 @@ _COMMANDS = {
     "version": "about:version",
     "completion": "about:completion",
 }
+# As kit's library for flags takes them.
+_FLAGS_OF_KIT = {
+    "--tls-verify=true": "--tls-verify",
+    "--tls-verify=false": "--no-tls-verify",
+    "--plain-http=true": "--plain-http",
+}
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
@@ -70,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app = Application()
     try:
         code = cli.main(
-            args=list(sys.argv[1:] if arguments is None else arguments),
+            args=[
+                _FLAGS_OF_KIT.get(text, text) for text in (sys.argv[1:] if arguments is None else arguments)
+            ],
             prog_name="kitclient",
             obj=app,
             standalone_mode=False,

@@ -37,6 +37,8 @@ _HELPER_NAME = re.compile(r"[a-zA-Z0-9_-]+", re.ASCII)
 # A helper may ask its user to unlock a key ring; longer than this it hangs.
 _HELPER_TIMEOUT_S = 30.0
 _HELPER_OUTPUT_MAX = 64 * 1024
+# A pipe takes so much, in any characters, though nobody reads it.
+_HELPER_REQUEST_MAX = 16 * 1024
 _FILE_SIZE_MAX = 4 * 1024 * 1024
 _NOT_FOUND = "credentials not found in native keychain"
 # The Username by which a helper says that its Secret is an identity token.
@@ -62,7 +64,12 @@ class Credential:
         """The value of `Authorization: Basic`, if there is a name and a password."""
         if not self.username:
             return None
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+        return basic(self.username, self.password)
+
+
+def basic(username: str, password: str) -> str:
+    """The value of `Authorization` for a name and a password (RFC 7617), in UTF-8."""
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
 CredentialSource = Callable[[str], Awaitable[Credential | None]]
@@ -82,7 +89,9 @@ def canonical_host(text: str) -> str:
             host, default_port = host.removeprefix(scheme).partition("/")[0], port
     match = _HOST.fullmatch(host)
     if match is None:
-        raise CredentialsUnusable(f"not a registry host: {text[:200]!a}")
+        # A URL may come with a password before the @.
+        shown = text[:200] if "@" not in text else f"…@{text.rpartition('@')[2][:200]}"
+        raise CredentialsUnusable(f"not a registry host: {shown!a}; wanted host or host:port")
     name, port = match["name"].rstrip("."), match["port"]
     host = name if port in (None, default_port) else f"{name}:{port}"
     return "docker.io" if host in _DOCKER_HUB_HOSTS else host
@@ -137,7 +146,7 @@ class CredentialFile:
 
     def _read(self) -> dict[str, Any]:
         try:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=_without_waiting) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise CredentialsUnusable(f"{self.path} is not a regular file")
                 content = file.read(_FILE_SIZE_MAX + 1)
@@ -258,6 +267,10 @@ class CredentialFile:
         """The helper's output; None when it knows nothing of the host."""
         if any(character in request for character in "\r\n\0"):
             raise CredentialsUnusable(f"line breaks cannot be given to docker-credential-{helper}")
+        if len(request) > _HELPER_REQUEST_MAX:
+            raise CredentialsUnusable(
+                f"docker-credential-{helper} is given at most {_HELPER_REQUEST_MAX} characters"
+            )
         status, output = await asyncio.to_thread(self._converse, helper, action, request)
         if len(output) > _HELPER_OUTPUT_MAX:
             raise CredentialsUnusable(
@@ -285,12 +298,15 @@ class CredentialFile:
         ) as process:
             assert process.stdin is not None
             assert process.stdout is not None
+            deadline = time.monotonic() + _HELPER_TIMEOUT_S
             try:
                 with contextlib.suppress(BrokenPipeError):  # it need not read what it does not want to know
                     process.stdin.write(request.encode())
                     process.stdin.close()
-                output = _read_until(process.stdout.fileno(), time.monotonic() + _HELPER_TIMEOUT_S)
-            except TimeoutError as error:
+                output = _read_until(process.stdout.fileno(), deadline)
+                if len(output) <= _HELPER_OUTPUT_MAX:
+                    process.wait(max(0.0, deadline - time.monotonic()))
+            except (TimeoutError, subprocess.TimeoutExpired) as error:
                 process.kill()
                 raise CredentialsUnusable(
                     f"docker-credential-{helper} {action} gave no answer in {_HELPER_TIMEOUT_S:.0f} s"
@@ -318,6 +334,11 @@ class Credentials:
     async def erase(self, host: str) -> None:
         """Forget a host in our own file; Docker's is Docker's."""
         await self._own.erase(host)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a pipe, too, at once: nobody may be there to write to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _read_until(file: int, deadline: float) -> bytes:

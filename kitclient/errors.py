@@ -2,6 +2,7 @@
 
     ClientError
     ├── RegistryUnreachable     no connection, or it broke too often; a later try may help
+    │   ├── AuthorizationRenewed  a token ended while a body was sent; with the new one it can be sent again
     │   └── TransportRefused    TLS fails, or plain HTTP met HTTPS: a setting is wrong, a retry does not help
     ├── ServerMisbehaved        the registry breaks the protocol, or asks for what a client must not do
     ├── CredentialsUnusable     a credential file or helper is broken; not the same as none stored
@@ -18,6 +19,10 @@ class ClientError(Exception):
 
 
 class RegistryUnreachable(ClientError):
+    pass
+
+
+class AuthorizationRenewed(RegistryUnreachable):
     pass
 
 

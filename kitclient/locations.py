@@ -24,6 +24,11 @@ class Locations:
         return self.root / "credentials.json"
 
     @property
+    def certificates(self) -> Path:
+        """A folder for each host: whom to trust there, and what to show, as in Docker's `certs.d`."""
+        return self.root / "certs.d"
+
+    @property
     def uploads(self) -> Path:
         """Notes about uploads that can be gone on with."""
         return self.root / "uploads"

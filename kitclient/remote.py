@@ -27,7 +27,8 @@ from kitclient.origin import follow, is_same_origin
 from kitclient.progress import BlobProgress
 from kitclient.remote_body import open_body
 from kitclient.remote_upload import BlobPush, RemoteUpload, UploadNotes
-from kitclient.transport import USER_AGENT, RetryPolicy, TlsOptions, Transport, read_bounded
+from kitclient.tls import TlsOptions
+from kitclient.transport import USER_AGENT, RetryPolicy, Transport, read_bounded
 from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
 from kitspec.errors import (
@@ -115,6 +116,22 @@ class RemoteRegistry:
         async with self.transport.request("GET", self.transport.url("/v2/"), scope="") as answer:
             if answer.status != 200:
                 raise ServerMisbehaved(f"{self.host} answered {answer.status} to /v2/; wanted 200")
+
+    async def log_in(self) -> bool:
+        """Have the registry look at our credentials, also where it lets everybody in without.
+
+        Returns:
+            Whether it was shown them. An identity token is shown to who asks for it only.
+
+        Raises:
+            Unauthorized: it refuses them.
+        """
+        await self.ping()
+        if not self.transport.authorizer.was_asked:
+            if not await self.transport.authorizer.show_unasked():
+                return False
+            await self.ping()
+        return True
 
     # ---- reading
 

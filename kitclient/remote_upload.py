@@ -22,7 +22,13 @@ import aiohttp
 from yarl import URL
 
 from kitclient.blob_stream import BlobSource
-from kitclient.errors import ClientError, RegistryUnreachable, ServerMisbehaved, TransportRefused
+from kitclient.errors import (
+    AuthorizationRenewed,
+    ClientError,
+    RegistryUnreachable,
+    ServerMisbehaved,
+    TransportRefused,
+)
 from kitclient.origin import follow, is_same_origin
 from kitclient.progress import BlobProgress, Silence
 from kitclient.transport import Transport, parse_upload_offset
@@ -131,13 +137,32 @@ class RemoteUpload:
                 await self.patch(chunks)
             else:
                 async for piece in _pieces(chunks, max(_PIECE_SIZE, self.chunk_min)):
-                    await self.patch(_once(piece), size=len(piece))
+                    await self._append_piece(piece)
             is_known = True
         finally:
             if not is_known:
                 with contextlib.suppress(OciError, ClientError):
                     await self.ask_offset()
         return self._offset
+
+    async def _append_piece(self, piece: bytes) -> None:
+        """A piece that is held in memory: what of it has not arrived is sent again, as often as the policy allows.
+
+        Raises:
+            UploadOutOfOrder: somebody else appends, too; whose bytes those are is not to be guessed.
+        """
+        start, end = self._offset, self._offset + len(piece)
+        tries = 0
+        while self._offset < end:
+            rest = piece[self._offset - start :]
+            try:
+                await self.patch(_once(rest), size=len(rest))
+            except _PASSING as error:
+                tries += 1
+                await _pause(self._transport, error, tries)
+                await self.ask_offset()
+                if not start <= self._offset <= end:
+                    raise
 
     async def patch(self, chunks: AsyncIterable[bytes], *, size: int | None = None) -> None:
         """One PATCH, tried once.
@@ -294,15 +319,29 @@ class BlobPush:
             await self._push_chunks()
 
     async def _push_whole(self) -> None:
+        upload: RemoteUpload | None = None
         while True:
             try:
-                upload = await self._begin()
+                if upload is None:
+                    upload = await self._begin()
                 async with self._read(0) as chunks:
                     await upload.put_whole(self._counted(chunks, self._blob.size), self._blob)
                 return
+            except AuthorizationRenewed as error:
+                await self._pause(error)
+                # Who refused the request has most likely taken nothing of it, and then the session is good.
+                upload = upload if upload is not None and await self._is_empty(upload) else None
+                self._report(0)
             except (*_PASSING, BlobUploadUnknown) as error:
                 await self._pause(error)
+                upload = None
                 self._report(0)
+
+    async def _is_empty(self, upload: RemoteUpload) -> bool:
+        try:
+            return await upload.ask_offset() == 0
+        except (OciError, ClientError):
+            return False
 
     async def _push_chunks(self) -> None:
         upload, is_resumed = await self._resume()
@@ -373,9 +412,7 @@ class BlobPush:
     async def _pause(self, error: OciError | ClientError) -> None:
         """Wait before the next try, or give up."""
         self._tries += 1
-        if self._tries >= self._transport.retry.tries or isinstance(error, TransportRefused):
-            raise error
-        await self._transport.retry.sleep(self._transport.retry.pause_s(self._tries))
+        await _pause(self._transport, error, self._tries)
 
     async def _counted(self, chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:
         """The first `size` bytes of `chunks`, reported."""
@@ -397,6 +434,14 @@ class BlobPush:
             self._reported = reached
 
 
+async def _pause(transport: Transport, error: OciError | ClientError, tries: int) -> None:
+    """Wait after the `tries`-th try, or raise its error: it was the last, or another would fare no better."""
+    if tries >= transport.retry.tries or isinstance(error, TransportRefused):
+        raise error
+    if not isinstance(error, AuthorizationRenewed):  # which is over already
+        await transport.retry.sleep(transport.retry.pause_s(tries))
+
+
 class _Feed:
     """A body's chunks on their way to the HTTP library, which must not swallow their errors, nor wait for ever."""
 
@@ -410,8 +455,11 @@ class _Feed:
 
     def body(self) -> AsyncIterator[bytes]:
         if self._is_started:
-            # Asked for again with a new token: what is gone cannot be sent again here, but by the next try.
-            raise RegistryUnreachable("the registry asked for authorization while a body was being sent")
+            # Asked for again, with a new token. What is gone cannot be sent again here, but by whoever asks first what
+            # the registry has.
+            raise AuthorizationRenewed(
+                "the registry asked for another authorization while a body was being sent"
+            )
         self._is_started = True
         return self._run()
 

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from kitclient.credentials import Credential, Credentials, CredentialSource
+from kitclient.credentials import Credential, Credentials, CredentialSource, canonical_host
 from kitclient.errors import ClientError
 from kitclient.image_layout import LayoutRegistry
 from kitclient.locations import Locations
 from kitclient.remote import RemoteRegistry
+from kitclient.tls import TlsOptions, with_host_files
 from kitclient.transfer import Place
-from kitclient.transport import TlsOptions
 from kitspec.digest import Digest
 from kitspec.errors import ManifestUnknown, NameUnknown
 from kitspec.names import LOCAL_REGISTRY, Reference, RepositoryName, Tag
@@ -32,7 +32,8 @@ class Network:
     """How registries are spoken to.
 
     Attributes:
-        plain_http: http only. Without it https only, but for this very machine, where http is taken when TLS is not spoken.
+        plain_http: http only. Without it https only, but for this very machine, where http is taken when TLS is not spoken
+            and no authority or certificate was named.
         concurrency: transfers at once.
     """
 
@@ -73,11 +74,15 @@ class Stores:
             raise ReferenceMissing(
                 "the reference names no registry; wanted host/repository, such as localhost:5000/name"
             )
-        plain_http = self.network.plain_http or (is_loopback(host) and not await _speaks_tls(host))
+        folder = self.locations.certificates / canonical_host(host)
+        tls = await asyncio.to_thread(with_host_files, self.network.tls, folder)
+        # Who names an authority or a certificate means TLS.
+        may_be_plain = is_loopback(host) and not tls.ca_files and tls.client_certificate is None
+        plain_http = self.network.plain_http or (may_be_plain and not await _speaks_tls(host))
         registry = RemoteRegistry(
             host,
             plain_http=plain_http,
-            tls=self.network.tls,
+            tls=tls,
             proxy=self.network.proxy,
             credentials=self.credentials().get if credential is None else _only(credential),
             concurrency=self.network.concurrency,

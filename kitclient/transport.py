@@ -16,11 +16,9 @@ import re
 import socket
 import ssl
 import time
-import urllib.request
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import aiohttp
@@ -31,7 +29,9 @@ from yarl import URL
 from kitclient.auth import Authorizer, TokenAnswer
 from kitclient.credentials import CredentialSource, canonical_host
 from kitclient.errors import ClientError, RegistryUnreachable, ServerMisbehaved, TransportRefused
-from kitclient.origin import follow, is_local, is_same_origin
+from kitclient.origin import follow, is_same_origin
+from kitclient.proxies import Proxies
+from kitclient.tls import TlsContexts, TlsOptions, explained, tls_contexts, tls_error_of
 from kitspec.errors import OciError, RangeInvalid, Unauthorized, UploadOutOfOrder, error_from_response
 
 _REDIRECTS_MAX = 5
@@ -48,21 +48,6 @@ _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 Body = Callable[[], IO[bytes] | AsyncIterable[bytes]]
 """Makes the body anew for each try."""
-
-
-@dataclass(frozen=True, slots=True)
-class TlsOptions:
-    """How a registry's certificate is checked, and our own that it may ask for.
-
-    Attributes:
-        verify: off means that anybody can be the registry.
-        ca_files: certificates to trust besides the system's.
-    """
-
-    verify: bool = True
-    ca_files: tuple[Path, ...] = ()
-    client_certificate: Path | None = None
-    client_key: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +144,20 @@ class Transport:
         self.origin = URL(f"{'http' if plain_http else 'https'}://{api}/")
         self.retry = retry or RetryPolicy()
         self._tls = tls or TlsOptions()
-        self._proxy = URL(proxy) if proxy else None
+        self._contexts = TlsContexts()
+        self._proxies = Proxies(proxy)
         self._connections = connections
         self._user_agent = user_agent
         self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
-        self._authorizer = Authorizer(self.origin, self.host, credentials, self._ask_realm)
+        self.authorizer = Authorizer(self.origin, self.host, credentials, self._ask_realm)
 
     async def open(self) -> None:
         # Reading the system's certificates takes longer than many a request: without options the library's will do.
-        has_options = self._tls != TlsOptions()
-        context = await asyncio.to_thread(_ssl_context, self._tls) if has_options else True
+        if self._tls != TlsOptions():
+            self._contexts = await asyncio.to_thread(tls_contexts, self._tls)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, limit=self._connections, resolver=self._resolver),
+            connector=aiohttp.TCPConnector(limit=self._connections, resolver=self._resolver),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
@@ -250,18 +236,24 @@ class Transport:
     # ---- one try
 
     async def _try(self, request: _Request) -> aiohttp.ClientResponse:
-        authorization = await self._authorizer.header(request.scope)
+        authorization = await self.authorizer.header(request.scope)
         answer, is_ours = await self._send(request, authorization)
         if answer.status == 401 and is_ours:
             fields = answer.headers.getall("WWW-Authenticate", [])
             answer.close()
-            authorization = await self._authorizer.answer(fields, request.scope, used=authorization)
+            authorization = await self.authorizer.answer(fields, request.scope, used=authorization)
             answer, is_ours = await self._send(request, authorization)
         if answer.status < 400:
             return answer
         try:
             content = await self._read_error(answer)
-            raise self._refusal(answer, content, request.missing, is_ours=is_ours)
+            refusal = self._refusal(answer, content, request.missing, is_ours=is_ours)
+            if answer.status == 401 and is_ours:
+                advice = await self.authorizer.advice()
+                refusal.error = Unauthorized(
+                    f"{refusal.error.message}; {advice}", detail=refusal.error.detail
+                )
+            raise refusal
         finally:
             answer.close()
 
@@ -290,7 +282,7 @@ class Transport:
     ) -> aiohttp.ClientResponse:
         assert self._session is not None, "use it as an async context manager"
         headers = dict(request.headers)
-        proxy = self._proxy_for(url)
+        proxy = self._proxies.find(url)
         if authorization is not None:
             if proxy is not None and url.scheme == "http":
                 raise TransportRefused(
@@ -306,6 +298,7 @@ class Transport:
                 data=request.body() if request.body is not None else None,
                 allow_redirects=False,
                 proxy=proxy,
+                ssl=self._context_for(url, proxy),
                 timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=request.idle_s),
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -315,14 +308,20 @@ class Transport:
         self, method: str, url: URL, *, headers: Mapping[str, str], form: Mapping[str, str] | None
     ) -> TokenAnswer:
         assert self._session is not None
-        proxy = self._proxy_for(url)
+        proxy = self._proxies.find(url)
         if proxy is not None and url.scheme == "http":
             raise TransportRefused(
                 f"the token service {url.host} is not asked over plain http through a proxy"
             )
         try:
             async with self._session.request(
-                method, url, headers=headers, data=form, allow_redirects=False, proxy=proxy
+                method,
+                url,
+                headers=headers,
+                data=form,
+                allow_redirects=False,
+                proxy=proxy,
+                ssl=self._context_for(url, proxy),
             ) as answer:
                 body = await read_bounded(answer, _TOKEN_BODY_MAX, what=f"the answer of {url.host}")
                 if answer.status in {408, 429} or answer.status >= 500:
@@ -368,33 +367,28 @@ class Transport:
 
     # ---- the way out
 
-    def _proxy_for(self, url: URL) -> URL | None:
-        """The proxy given, else the environment's, which never stands between us and this machine."""
-        if self._proxy is not None:
-            return self._proxy
-        host = url.host or ""
-        if is_local(host) or urllib.request.proxy_bypass(host):
-            return None
-        proxy = urllib.request.getproxies().get(url.scheme)
-        return URL(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
+    def _context_for(self, url: URL, proxy: URL | None) -> ssl.SSLContext | bool:
+        if not is_same_origin(url, self.origin):
+            return self._contexts.elsewhere
+        if proxy is not None and proxy.scheme == "https" and not self._tls.verify:
+            # The HTTP library has one context for both connections.
+            raise TransportRefused(
+                "an https proxy would go unverified, too; name the registry's authority with --tls-cert FILE "
+                "in place of --no-tls-verify"
+            )
+        return self._contexts.own
 
     def translate(self, error: Exception, url: URL) -> ClientError:  # noqa: PLR0911 (a table)
         """What an error of the HTTP library means to a user."""
         host = url.authority if url.host != self.origin.host else self.host
+        if (tls_error := tls_error_of(error)) is not None:
+            return TransportRefused(explained(tls_error, host))
         match error:
-            case aiohttp.ClientConnectorCertificateError():
-                return TransportRefused(
-                    f"the certificate of {host} is not trusted: {error.certificate_error}; "
-                    "name its authority with --tls-cert FILE"
-                )
-            case aiohttp.ClientConnectorSSLError() | ssl.SSLError():
-                if "WRONG_VERSION_NUMBER" in str(error) or "RECORD_LAYER" in str(error).upper():
-                    return TransportRefused(
-                        f"{host} gave an HTTP response to an HTTPS client; if it speaks plain http, use --plain-http"
-                    )
-                return TransportRefused(f"TLS with {host} failed: {error}")
-            case aiohttp.ClientHttpProxyError() | aiohttp.ClientProxyConnectionError():
-                return TransportRefused(f"the proxy on the way to {host} failed: {type(error).__name__}")
+            case aiohttp.ClientHttpProxyError():
+                hint = "; it wants a name and a password" if error.status == 407 else ""
+                return TransportRefused(f"the proxy on the way to {host} answered {error.status}{hint}")
+            case aiohttp.ClientProxyConnectionError():
+                return TransportRefused(f"no connection to the proxy on the way to {host}")
             case aiohttp.ClientConnectorDNSError():
                 kind = RegistryUnreachable if error.errno == socket.EAI_AGAIN else TransportRefused
                 return kind(f"no address is known for {host}: check its name")
@@ -455,21 +449,6 @@ def parse_upload_offset(field: str) -> int | None:
         return None
     end = int(match["end"])
     return 0 if end <= 0 else end + 1
-
-
-def _ssl_context(options: TlsOptions) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context()
-        for path in options.ca_files:
-            context.load_verify_locations(cafile=path)
-        if options.client_certificate is not None:
-            context.load_cert_chain(options.client_certificate, options.client_key)
-    except OSError as error:
-        raise TransportRefused(f"a certificate file cannot be used: {error}") from error
-    if not options.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _retry_after(field: str | None) -> float | None:

@@ -37,7 +37,7 @@ class Application:
     @property
     def stores(self) -> Stores:
         from kitclient.stores import Network, Stores
-        from kitclient.transport import TlsOptions
+        from kitclient.tls import TlsOptions
 
         given = self.network
         tls = TlsOptions(

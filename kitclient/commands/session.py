@@ -42,14 +42,25 @@ async def login(
 
     if password is not None and password_stdin:
         raise click.UsageError("--password and --password-stdin exclude each other")
+    if password is not None:
+        app.console.warn(
+            "a password among the arguments is seen by who lists processes; use --password-stdin"
+        )
     host = canonical_host(registry)
     username, password = _ask(username, password, password_stdin=password_stdin)
     if not password:
         raise click.UsageError("a password is wanted")
+    if ":" in username:
+        raise click.UsageError(
+            "a user name has no colon: nobody could tell where the password begins (RFC 7617)"
+        )
     credential = Credential(username, password) if username else Credential(identity_token=password)
     stores = app.stores
     async with stores.remote(host, credential=credential) as remote:
-        await remote.ping()
+        if not await remote.log_in():
+            app.console.warn(
+                f"{host} asks for no credentials; the token is kept, but nobody has looked at it"
+            )
     await stores.credentials().store(host, credential)
     app.console.info("Log in successful")
 
@@ -75,6 +86,11 @@ def _ask(username: str | None, password: str | None, *, password_stdin: bool) ->
     if password_stdin:
         # One line: what comes out of a password manager ends in a newline that is no part of it.
         return username or "", sys.stdin.readline(64 * 1024).rstrip("\r\n")
+    if password is None and not sys.stdin.isatty():
+        # The library would ask all the same, and show what is typed or piped in.
+        raise click.UsageError(
+            "there is no terminal to ask for a password at; pass it in with --password-stdin"
+        )
     if username is None and password is None:
         username = click.prompt("Username", default="", show_default=False, err=True)
     if password is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Peer:
 
 
 @asynccontextmanager
-async def serving(answer: Answer) -> AsyncIterator[Peer]:
+async def serving(answer: Answer, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Peer]:
     peer = Peer(answer)
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -48,7 +49,7 @@ async def serving(answer: Answer) -> AsyncIterator[Peer]:
 
     runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
     peer.port = runner.addresses[0][1]
     try:
@@ -84,10 +85,9 @@ def client(
     """A client of the peer, under its own address or, on its port, under any name."""
     return RemoteRegistry(
         f"{host}:{peer.port}" if host else peer.host,
-        plain_http=True,
         retry=RetryPolicy(sleep=(pauses or Pauses()).sleep),
         resolver=EveryNameIsHere(),
-        **settings,
+        **{"plain_http": True, **settings},
     )
 
 

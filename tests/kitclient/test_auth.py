@@ -113,6 +113,98 @@ async def test_an_identity_token_is_posted_as_a_refresh_token():
     }
 
 
+@pytest.mark.parametrize("status", [400, 401, 404, 405])
+@pytest.mark.parametrize(
+    ("credential", "shown"),
+    [
+        (IDENTITY, b":canary-identity"),
+        (Credential("user", "canary:password", "canary-identity"), b"user:canary:password"),
+    ],
+    ids=["token", "token and password"],
+)
+async def test_a_token_service_that_takes_no_post_is_asked_by_get(status, credential, shown):
+    realm = Realm((status, {}), (200, {"token": "t"}))
+
+    assert (
+        await authorizer(realm, credential).answer(bearer(), "repository:lib/a:pull", used=None) == "Bearer t"
+    )
+
+    (post, *_), (get, url, headers, form) = realm.asked
+    assert (post, get, form) == ("POST", "GET", None)
+    assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")) == shown
+    assert "canary" not in str(url)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(403, Denied), (307, ServerMisbehaved), (415, ServerMisbehaved)]
+)
+async def test_any_other_answer_to_the_post_is_the_answer(status, kind):
+    realm = Realm((status, {}))
+
+    with pytest.raises(kind):
+        await authorizer(realm, IDENTITY).answer(bearer(), "x", used=None)
+
+    assert len(realm.asked) == 1
+
+
+async def test_an_identity_token_that_is_refused_both_ways_is_an_error_without_it():
+    with pytest.raises(Unauthorized) as refusal:
+        await authorizer(Realm((400, {"error": "invalid_grant"}), (401, {})), IDENTITY).answer(
+            bearer(), "x", used=None
+        )
+
+    assert "canary" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("more", [5, "", None, []], ids=str)
+async def test_an_identity_token_is_replaced_by_the_one_that_the_service_gives(more):
+    """A service may take each of them once only (RFC 6749 section 6)."""
+    answers = [
+        {"token": "a", "refresh_token": "second"},
+        {"token": "b", "refresh_token": more},
+        {"token": "c"},
+    ]
+    realm = Realm(*[(200, answer) for answer in answers])
+    subject = authorizer(realm, IDENTITY)
+
+    for scope in ("x", "y", "z"):
+        await subject.answer(bearer(), scope, used=None)
+
+    assert [form["refresh_token"] for _, _, _, form in realm.asked if form] == [
+        "canary-identity",
+        "second",
+        "second",
+    ]
+
+
+async def test_C_34_a_token_is_no_password_for_basic():
+    with pytest.raises(Unauthorized, match="a token is kept"):
+        await authorizer(Realm(), IDENTITY).answer(['Basic realm="x"'], "x", used=None)
+
+
+async def test_a_registry_that_changes_from_basic_to_bearer_is_followed():
+    subject = authorizer(Realm(), SECRET)
+
+    assert await subject.answer(['Basic realm="x"'], "x", used=None) == SECRET.basic
+    assert await subject.answer(bearer(), "x", used=SECRET.basic) == "Bearer t"
+    assert await subject.header("x") == "Bearer t"
+
+
+@pytest.mark.parametrize(
+    ("said", "good_for"),
+    [(2, 1.0), (1.5, 0.75), (20, 10.0), (300, 290.0), (0, 50.0), (-5, 50.0), (None, 50.0)],
+)
+async def test_a_token_is_used_as_long_as_it_is_said_to_live(said, good_for):
+    clock, realm = Clock(), Realm(*[(200, {"token": f"t{n}", "expires_in": said}) for n in range(2)])
+    subject = authorizer(realm, clock=clock)
+    await subject.answer(bearer(), "x", used=None)
+
+    clock.now += good_for - 0.01
+    assert await subject.header("x") == "Bearer t0"
+    clock.now += 0.02
+    assert await subject.header("x") == "Bearer t1"
+
+
 async def test_a_registry_token_is_shown_as_it_is():
     realm = Realm()
 
@@ -155,7 +247,7 @@ async def test_a_token_is_kept_for_its_scope_until_shortly_before_it_ends():
     ],
 )
 @pytest.mark.parametrize("credential", [SECRET, IDENTITY, None], ids=["password", "identity", "none"])
-async def test_C_32_a_realm_that_is_not_to_be_trusted_is_not_asked(origin, realm, credential):
+async def test_C_26_C_32_a_realm_that_is_not_to_be_trusted_is_not_asked(origin, realm, credential):
     service = Realm()
 
     with pytest.raises(ServerMisbehaved):
@@ -196,6 +288,7 @@ async def test_a_realm_by_the_rules_is_asked(origin, realm):
         ((200, {"token": "two words"}), ServerMisbehaved),
         ((200, {"token": "line\r\nX-Evil: 1"}), ServerMisbehaved),
         ((200, {"token": "t", "expires_in": "soon"}), ServerMisbehaved),
+        ((200, {"token": "t", "expires_in": True}), ServerMisbehaved),
         ((200, b"[" * 100_000), ServerMisbehaved),
     ],
     ids=str,
@@ -265,6 +358,7 @@ async def test_the_whole_handshake_over_http():
 
 
 async def test_C_32_a_token_service_that_redirects_is_not_followed():
+    """V-42: a redirect from the token service."""
     async with serving(answer_ok) as elsewhere:
 
         async def token(request: web.Request) -> web.Response:

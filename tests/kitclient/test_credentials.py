@@ -193,6 +193,50 @@ async def test_C_36_a_linked_file_stays_where_it_is(path, tmp_path):
     assert "reg.example" in real.read_text()
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing", "link to itself"])
+async def test_C_36_what_is_no_file_is_an_error_and_not_waited_for(path, kind):
+    path.parent.mkdir()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path if kind == "link to itself" else path.parent / "nowhere" / "file")
+
+    for action in (CredentialFile(path).get, CredentialFile(path).erase):
+        if kind == "link to nothing" and action.__name__ == "get":
+            assert await action("reg.example") is None
+            continue
+        with pytest.raises(CredentialsUnusable, match=str(path)):
+            await action("reg.example")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+async def test_C_36_another_users_file_is_read_and_becomes_ours_when_it_is_written(path):
+    store = given(path, {"auths": {"reg.example": {"auth": encoded("u:p")}}})
+    os.chown(path, 12345, 12345)
+
+    assert await store.get("reg.example") == Credential("u", "p")
+    await store.store("b.example", Credential("u", "p"))
+
+    assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (0, 0o600)
+
+
+async def test_C_36_a_write_that_fails_leaves_the_old_file(path, monkeypatch):
+    store = given(path, {"auths": {"reg.example": {"auth": encoded("u:p")}}})
+    before = path.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kitclient.credentials.json.dump", full)
+    with pytest.raises(CredentialsUnusable, match="No space"):
+        await store.store("b.example", Credential("u", "p"))
+
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir() if file.suffix != ".lock"] == [path.name]
+
+
 async def test_C_36_writers_at_once_lose_nothing(path):
     hosts = [f"host{number}.example" for number in range(20)]
 
@@ -219,6 +263,13 @@ async def test_docker_hub_is_filed_under_its_old_name(path):
 
     assert list(json.loads(path.read_text())["auths"]) == ["https://index.docker.io/v1/"]
     assert await CredentialFile(path).get("registry-1.docker.io") == Credential("u", "p")
+
+
+def test_C_37_a_password_in_a_registrys_name_is_not_repeated():
+    with pytest.raises(CredentialsUnusable, match=r"reg\.example") as refusal:
+        canonical_host("https://user:canary@reg.example/")
+
+    assert "canary" not in str(refusal.value)
 
 
 async def test_our_own_file_is_asked_first_and_then_dockers(tmp_path):
@@ -323,15 +374,77 @@ async def test_C_35_a_helper_that_fails_is_an_error(path, script):
         await given(path, {"credsStore": "test"}).get("reg.example")
 
 
-async def test_C_35_a_helper_that_hangs_is_ended(path, monkeypatch):
+@pytest.mark.parametrize(
+    "script", ["exec sleep 60", "exec >&-; exec sleep 60", "echo '{}'; exec >&-; exec sleep 60"]
+)
+async def test_C_35_a_helper_that_hangs_is_ended(path, monkeypatch, script):
     monkeypatch.setattr("kitclient.credentials._HELPER_TIMEOUT_S", 0.3)
-    helper(path, f"echo $$ > {path}.pid; exec sleep 60")
+    helper(path, f"echo $$ > {path}.pid; {script}")
 
     with pytest.raises(CredentialsUnusable, match="no answer"):
         await given(path, {"credsStore": "test"}).get("reg.example")
 
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path(f"{path}.pid").read_text()), 0)
+
+
+async def test_C_35_a_helper_is_not_run_from_the_folder_that_we_are_in(path, monkeypatch):
+    helper(path, f"touch {path}.ran")
+    monkeypatch.chdir(path.parent)
+    given(path, {"credsStore": "test"})
+
+    for search in (".", "", "kit"):
+        with pytest.raises(CredentialsUnusable, match="not on the PATH"):
+            await CredentialFile(path, environment={"PATH": search}).get("reg.example")
+
+    assert not Path(f"{path}.ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../test", "a/b", "..", "a b", "a;b", "$(id)", "a\nb", "ä", "-test", "x" * 5000], ids=ascii
+)
+async def test_C_35_a_helper_has_a_plain_name(path, name):
+    helper(path, f"touch {path}.ran")
+
+    for document in ({"credsStore": name}, {"credHelpers": {"reg.example": name}}):
+        with pytest.raises(CredentialsUnusable):
+            await given(path, document).get("reg.example")
+
+    assert not Path(f"{path}.ran").exists()
+
+
+@pytest.mark.parametrize(
+    "host", ["reg.example\nother.example", "reg\rexample", "\0reg.example", "reg.example\0"]
+)
+async def test_C_35_a_helper_is_asked_for_one_host_only(path, host):
+    helper(path, f"cat > {path}.asked; echo '{{}}'")
+    store = given(path, {"credsStore": "test"})
+
+    for action in (store.get, store.erase, lambda host: store.store(host, Credential("u", "p"))):
+        with pytest.raises(CredentialsUnusable):
+            await action(host)
+
+    assert not Path(f"{path}.asked").exists()
+
+
+async def test_C_35_a_helper_that_reads_nothing_is_not_waited_for(path, monkeypatch):
+    monkeypatch.setattr("kitclient.credentials._HELPER_TIMEOUT_S", 0.3)
+    helper(path, "exec sleep 60")
+    store = given(path, {"credsStore": "test"})
+
+    with pytest.raises(CredentialsUnusable, match="no answer"):
+        await store.store("reg.example", Credential("u", "p" * 10_000))
+    with pytest.raises(CredentialsUnusable, match="at most"):
+        await store.store("reg.example", Credential("u", "p" * 100_000))
+
+
+async def test_C_37_a_helpers_secret_is_on_no_command_line(path):
+    helper(path, f"""printf '%s' "$*" > {path}.arguments; env > {path}.environment; cat > /dev/null""")
+
+    await given(path, {"credsStore": "test"}).store("reg.example", Credential("u", "canary"))
+
+    assert Path(f"{path}.arguments").read_text() == "store"
+    assert "canary" not in Path(f"{path}.environment").read_text()
 
 
 async def test_C_35_a_helper_that_is_missing_is_named(path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import Callable
 
 import pytest
 from aiohttp import web
@@ -33,6 +35,8 @@ from tests.contracts.registry_contract import (
 from tests.kitclient.peer import Answer, client, not_found, serving
 
 SECRET = Credential("user", "canary-password")
+TOKEN = "canary.token"
+LOGINS = pytest.mark.parametrize("wanting", ["basic", "bearer"])
 
 
 async def credentials(host: str) -> Credential:
@@ -49,6 +53,20 @@ def wanting_login(then: Answer) -> Answer:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         return await then(request) if "Authorization" in request.headers else basic_challenge()
+
+    return answer
+
+
+def wanting_token(then: Answer) -> Answer:
+    """Asks for a token first, and gives one."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/token":
+            return web.json_response({"token": TOKEN})
+        if request.headers.get("Authorization") == f"Bearer {TOKEN}":
+            return await then(request)
+        field = f'Bearer realm="http://{request.host}/token"'
+        return web.Response(status=401, headers={"WWW-Authenticate": field})
 
     return answer
 
@@ -122,6 +140,27 @@ async def test_C_12_a_layer_of_other_bytes_and_the_same_length_is_not_stored(tmp
             await local.stat_blob(REPOSITORY, Digest.of(CONTENT))
         assert [name async for name in local.repositories()] == []
     assert not list((tmp_path / "ingest").glob(f"*{Digest.of(CONTENT).encoded}*"))
+
+
+@pytest.mark.parametrize("lie", [{"Content-Length": "7"}, {"Docker-Content-Digest": str(UNKNOWN)}], ids=str)
+async def test_C_11_what_a_head_says_counts_for_nothing(tmp_path, lie):
+    """HEAD ≠ GET: what is pulled is what was sent, checked against the manifest."""
+    config = Descriptor("application/x", Digest.of(b"{}"), 2)
+    content = manifest_of(config)
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.method == "HEAD":
+            return web.Response(headers=lie)
+        is_manifest = "/manifests/" in request.path
+        return web.Response(
+            body=content if is_manifest else b"{}",
+            headers={"Content-Type": OCI_MANIFEST} if is_manifest else {},
+        )
+
+    async with serving(answer) as peer, client(peer) as remote, LayoutRegistry(tmp_path) as local:
+        await copy(Place(remote, REPOSITORY), Tag("v1"), Place(local, REPOSITORY), tags=(Tag("v1"),))
+
+        assert (await local.get_manifest(REPOSITORY, Tag("v1"))).content == content
 
 
 async def test_C_12_a_verified_stream_ends_with_an_error_when_the_bytes_are_others():
@@ -232,6 +271,41 @@ async def test_C_14_a_list_that_is_none_is_refused(body):
             _ = [tag async for tag in registry.tags(REPOSITORY)]
 
 
+async def test_C_14_a_manifest_of_more_layers_than_anybody_has_is_refused(tmp_path):
+    layer = {"mediaType": "a/b", "digest": str(UNKNOWN), "size": 2}
+    document = json.loads(manifest_of(Descriptor("x", UNKNOWN, 2))) | {"layers": [layer] * 30_000}
+    content = json.dumps(document, separators=(",", ":")).encode()
+    assert len(content) <= 4 * 1024 * 1024
+    headers = {"Content-Type": OCI_MANIFEST}
+    async with serving(content_of(content, **headers)) as peer, client(peer) as remote:
+        async with LayoutRegistry(tmp_path) as local:
+            with pytest.raises(OciError, match="30000 descriptors"):
+                await copy(Place(remote, REPOSITORY), Tag("v1"), Place(local, REPOSITORY))
+
+        assert len(peer.requests) == 1
+
+
+async def test_C_14_a_subject_that_refers_to_itself_is_listed_once():
+    content = index_of(*[Descriptor(OCI_MANIFEST, UNKNOWN, 2)] * 3)
+    async with serving(content_of(content, **{"Content-Type": OCI_INDEX})) as peer, client(peer) as registry:
+        found = [descriptor.digest async for descriptor in registry.referrers(REPOSITORY, UNKNOWN)]
+
+        assert found == [UNKNOWN]
+        assert len(peer.requests) == 1
+
+
+async def test_C_14_a_token_without_end_is_refused():
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/token":
+            return await endless(request)
+        field = f'Bearer realm="http://{request.host}/token"'
+        return web.Response(status=401, headers={"WWW-Authenticate": field})
+
+    async with serving(answer) as peer, client(peer, credentials=credentials) as registry:
+        with pytest.raises(ServerMisbehaved, match="1048576"):
+            await registry.ping()
+
+
 async def test_C_14_indexes_nested_without_end_are_refused(tmp_path):
     """Each index lists one more, made when it is asked for."""
     documents: dict[str, bytes] = {}
@@ -252,17 +326,28 @@ async def test_C_14_indexes_nested_without_end_are_refused(tmp_path):
 # ---- where credentials go
 
 
+def shown(wanting: str) -> str | None:
+    """What a registry of this kind gets to see."""
+    return SECRET.basic if wanting == "basic" else f"Bearer {TOKEN}"
+
+
+def login_of(wanting: str) -> Callable[[Answer], Answer]:
+    return wanting_login if wanting == "basic" else wanting_token
+
+
+@LOGINS
 @pytest.mark.parametrize("authority", ["127.0.0.1:{port}", "other.example:{port}"], ids=["port", "host"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_C_22_a_redirected_download_takes_no_credentials_along(authority, status):
-    """V-67: neither the first Authorization nor a second."""
+async def test_C_22_a_redirected_download_takes_no_credentials_along(authority, status, wanting):
+    """V-67: neither the first Authorization nor a second. V-42: nor a token."""
     async with serving(content_of(CONTENT)) as store:
         target = f"http://{authority.format(port=store.port)}/blob?X-Signature=a%2Fb%3D&x=%20"
-        answer = wanting_login(redirect_to(target, status))
+        answer = login_of(wanting)(redirect_to(target, status))
         async with serving(answer) as peer, client(peer, credentials=credentials) as registry:
             assert await read_blob(registry, Digest.of(CONTENT)) == CONTENT
 
-        assert peer.authorizations == [[], [SECRET.basic]]
+        assert peer.authorizations[0] == []
+        assert peer.authorizations[-1] == [shown(wanting)]
         assert store.authorizations == [[]]
         assert store.asked == ["GET /blob?X-Signature=a%2Fb%3D&x=%20"]
 
@@ -284,18 +369,26 @@ async def test_C_23_what_leads_away_and_back_takes_no_credentials_along():
             assert peer.authorizations[-1] == []
 
 
-async def test_C_24_a_challenge_of_the_redirected_host_is_not_answered():
-    async def challenge(request: web.Request) -> web.Response:
-        _ = request
-        return basic_challenge()
+@LOGINS
+@pytest.mark.parametrize(
+    "challenge",
+    ['Basic realm="r"', 'Bearer realm="http://{host}/token",service="s"'],
+    ids=["basic", "bearer"],
+)
+async def test_C_24_a_challenge_of_the_redirected_host_is_not_answered(challenge, wanting):
+    async def store_answer(request: web.Request) -> web.Response:
+        return web.Response(status=401, headers={"WWW-Authenticate": challenge.format(host=request.host)})
 
-    async with serving(challenge) as store:
-        answer = wanting_login(redirect_to(f"http://{store.host}/x"))
+    async with serving(store_answer) as store:
+        answer = login_of(wanting)(redirect_to(f"http://{store.host}/x"))
         async with serving(answer) as peer, client(peer, credentials=credentials) as registry:
-            with pytest.raises(Unauthorized):
-                await read_blob(registry, UNKNOWN)
+            # The second time nothing is asked of us before the redirect.
+            for _ in range(2):
+                with pytest.raises(Unauthorized, match="it gets none"):
+                    await read_blob(registry, UNKNOWN)
 
-        assert store.authorizations == [[]]
+        assert store.asked == ["GET /x"] * 2
+        assert store.authorizations == [[]] * 2
 
 
 @pytest.mark.parametrize("authority", ["127.0.0.1:{port}", "other.example:{port}"], ids=["port", "host"])
@@ -317,6 +410,36 @@ async def test_C_20_an_upload_location_elsewhere_gets_no_credentials(authority):
 
         assert store.asked == [f"PUT /up?state=a%2Fb&digest={Digest.of(CONTENT)}"]
         assert store.authorizations == [[]]
+
+
+@LOGINS
+async def test_C_20_an_upload_that_moves_elsewhere_leaves_the_credentials_behind(monkeypatch, wanting):
+    monkeypatch.setattr("kitclient.remote_upload.CHUNK_SIZE", 4000)
+
+    async def store_answer(request: web.Request) -> web.Response:
+        await request.read()
+        last = request.headers.get("Content-Range", "").rpartition("-")[2]
+        headers = {"Location": f"http://{request.host}/up", "Range": f"0-{last}"}
+        return web.Response(status=201 if request.method == "PUT" else 202, headers=headers)
+
+    async with serving(store_answer) as store:
+
+        async def answer(request: web.Request) -> web.Response:
+            await request.read()
+            if request.method == "HEAD":
+                return web.Response(status=404)
+            moved = request.method == "PATCH"
+            location = f"http://{store.host}/up" if moved else "/v2/lib/a/blobs/uploads/1"
+            return web.Response(status=202, headers={"Location": location, "Range": "0-3999"})
+
+        async with (
+            serving(login_of(wanting)(answer)) as peer,
+            client(peer, credentials=credentials) as registry,
+        ):
+            await registry_put(registry, CONTENT)
+
+        assert [request.method for request in store.requests] == ["PATCH", "PATCH", "PUT"]
+        assert store.authorizations == [[]] * 3
 
 
 async def registry_put(registry, content: bytes) -> None:
@@ -371,6 +494,64 @@ async def test_C_25_a_list_that_continues_elsewhere_is_refused(link):
             _ = [tag async for tag in registry.tags(REPOSITORY)]
 
         assert len(peer.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "media_type", ["application/x", "application/vnd.oci.image.layer.nondistributable.v1.tar"]
+)
+@pytest.mark.parametrize("url", ["http://{host}/blob", "file:///etc/passwd", "gopher://x.example/"])
+async def test_C_26_the_urls_of_a_descriptor_are_not_followed(tmp_path, media_type, url):
+    """V-42: foreign layers. They come from the registry, or not at all."""
+    config = Descriptor("application/x", Digest.of(b"{}"), 2)
+    async with serving(content_of(CONTENT)) as store:
+        urls = (url.format(host=store.host),)
+        layer = Descriptor(media_type, Digest.of(CONTENT), len(CONTENT), urls=urls)
+        manifest = manifest_of(config, layer)
+
+        async def answer(request: web.Request) -> web.Response:
+            if "/manifests/" in request.path:
+                return web.Response(body=manifest, headers={"Content-Type": OCI_MANIFEST})
+            return (
+                web.Response(body=b"{}") if request.path.endswith(config.digest) else await not_found(request)
+            )
+
+        async with serving(answer) as peer, client(peer) as remote, LayoutRegistry(tmp_path) as local:
+            # One that need not be distributed may be left out: what matters is where it is not looked for.
+            with contextlib.suppress(OciError):
+                await copy(Place(remote, REPOSITORY), Tag("v1"), Place(local, REPOSITORY))
+
+    assert store.requests == []
+
+
+@pytest.mark.parametrize("where", ["redirect", "upload location", "realm"])
+@pytest.mark.parametrize(
+    "target",
+    ["http://127.0.0.1:{port}/x", "http://169.254.169.254/x", "file:///etc/passwd", "gopher://x.example/"],
+)
+async def test_C_26_a_public_registry_cannot_send_us_into_our_own_network(where, target):
+    """V-46."""
+    async with serving(content_of(CONTENT)) as inside:
+        url = target.format(port=inside.port)
+
+        async def answer(request: web.Request) -> web.Response:
+            _ = request
+            if where == "realm":
+                return web.Response(status=401, headers={"WWW-Authenticate": f'Bearer realm="{url}"'})
+            return web.Response(status=307 if where == "redirect" else 202, headers={"Location": url})
+
+        async with (
+            serving(answer) as peer,
+            client(peer, host="registry.example", credentials=credentials) as registry,
+        ):
+            asking = (
+                registry_put(registry, CONTENT)
+                if where == "upload location"
+                else read_blob(registry, UNKNOWN)
+            )
+            with pytest.raises(ServerMisbehaved):
+                await asking
+
+    assert inside.requests == []
 
 
 @pytest.mark.parametrize(
