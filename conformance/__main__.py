@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from conformance import clients, deploy, matrix, official, other_registries, toolbox, views
+from conformance import accounts, clients, deploy, matrix, official, other_registries, toolbox, views
 from conformance.clients.lab import Cell, Lab, LeftOut
 from conformance.deploy.base import make_base
 from conformance.server import ServerFailed, ours
@@ -75,7 +75,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--tool",
         action="append",
-        choices=list(clients.TOOLS | views.TOOLS | views.UNPACKAGED),
+        choices=list(clients.TOOLS | accounts.TOOLS | views.TOOLS | views.UNPACKAGED),
         help="only this client; may be repeated",
     )
     parser.add_argument("--write", action="store_true", help="write MATRIX.md anew")
@@ -144,16 +144,24 @@ def _cells(part: str, scratch: Path, tools: list[str] | None) -> Iterator[Cell |
         yield from other_registries.run_all(scratch)
 
 
-def _run_clients(scratch: Path, tools: list[str] | None) -> Iterator[Cell]:
-    for tool in tools or clients.TOOLS:
-        if tool in clients.TOOLS:
-            with ours().running(scratch / tool / "server") as host:
-                yield from clients.run_tool(tool, Lab(host, scratch / tool / "work"))
+def _run_clients(scratch: Path, tools: list[str] | None) -> Iterator[Cell | LeftOut]:
+    with accounts.running(scratch / "accounts") as registries:
+        for tool in clients.TOOLS | accounts.TOOLS | accounts.UNPACKAGED:
+            if tools is not None and tool not in tools:
+                continue
+            if tool in clients.TOOLS:
+                with ours().running(scratch / tool / "server") as host:
+                    yield from clients.run_tool(tool, Lab(host, scratch / tool / "work"))
+            if tool in accounts.TOOLS | accounts.UNPACKAGED:
+                yield from accounts.run_tool(tool, registries, scratch / tool / "accounts")
 
 
 def _compare_matrix(cells: dict[str, list[Cell]], arguments: argparse.Namespace) -> None:
-    of_views = [cell for cell in cells.get("views", ()) if cell.tool not in views.UNPACKAGED]
-    text = matrix.render(cells.get("clients", ()), of_views, matrix.versions())
+    unpackaged = accounts.UNPACKAGED | views.UNPACKAGED
+    of_clients, of_views = (
+        [cell for cell in cells.get(part, ()) if cell.tool not in unpackaged] for part in _IN_MATRIX
+    )
+    text = matrix.render(of_clients, of_views, matrix.versions())
     if arguments.write:
         matrix.PATH.write_text(text)
     elif matrix.PATH.read_text() != text:

@@ -16,7 +16,7 @@ _HEAD = """\
 # Clients that work with the registry
 
 Written by `.venv/bin/python -m conformance --write`; `make conformance` does all of it again and fails when a cell does.
-docs/conformance.md says what each run is.
+docs/conformance.md says what each run is. Rows with Basic and Bearer are done with logins, over HTTPS by a private authority.
 
 """
 _VIEWS = """\

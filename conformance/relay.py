@@ -88,3 +88,35 @@ class Relay:
         if is_broken:
             with suppress(OSError):
                 source.shutdown(socket.SHUT_RDWR)
+
+
+class Proxy(Relay):
+    """An HTTP proxy behind which one address is this machine, and no other can be reached.
+
+    What clients think of loopback (that plain HTTP will do, that no certificate need be checked) they do not think of that address.
+
+    Args:
+        address: that is asked for; whatever its port, the registry at `upstream` answers.
+    """
+
+    def __init__(self, upstream: str, address: str) -> None:
+        super().__init__(upstream)
+        self._address = address
+
+    def _connect(self, client: socket.socket, cut_after: int | None) -> None:
+        client.settimeout(_IDLE_TIMEOUT_S)
+        with suppress(OSError):
+            if _asked_for(client).startswith(f"CONNECT {self._address}:".encode()):
+                client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+                super()._connect(client, cut_after)
+            else:
+                client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        client.close()
+
+
+def _asked_for(client: socket.socket) -> bytes:
+    """The head of a request for a tunnel. Before the answer nobody sends what is to go through it."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n") and (chunk := client.recv(_CHUNK_SIZE)):
+        head += chunk
+    return head

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -64,6 +65,7 @@ class Subject:
         config: text of a configuration file; the same words are filled in.
         users: text of an htpasswd file.
         login: of one of them.
+        authority: file of the certificates that its own leads to; without it, it speaks plain HTTP.
         finds_sources: see `Runnable`. The suite's tokens are for the repository that it mounts into, and no more may be read by them.
     """
 
@@ -73,6 +75,7 @@ class Subject:
     config: str = ""
     users: str = ""
     login: tuple[str, str] | None = None
+    authority: Path | None = None
     finds_sources: bool = True
 
     @contextmanager
@@ -110,11 +113,13 @@ class Subject:
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
+        url = f"{'https' if self.authority else 'http'}://127.0.0.1:{port}/v2/"
+        trusted = ssl.create_default_context(cafile=self.authority) if self.authority else None
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServerFailed(f"{self.name} ended with status {process.returncode}\n{_tail(log)}")
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=5) as reply:
+                with urllib.request.urlopen(url, timeout=5, context=trusted) as reply:  # noqa: S310
                     if reply.status == 200:
                         return
             except urllib.error.HTTPError as error:

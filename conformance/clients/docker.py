@@ -31,6 +31,10 @@ class Engine(Client):
     def find_daemon(self) -> Path:
         return toolbox.debian_command("dockerd")
 
+    def before_daemon(self) -> tuple[str | Path, ...]:
+        """A command that starts the engine's, which is appended to it, in its own place."""
+        return ()
+
     def run(self, *arguments: str, stdin: bytes = b"") -> str:
         address = f"unix://{self.socket}"
         # BuildKit is a plug-in of the docker command's, which Debian has not.
@@ -49,6 +53,7 @@ class Engine(Client):
             address = ("-H", f"unix://{self.socket}")
             try:
                 with self.lab.serving(
+                    *self.before_daemon(),
                     *command,
                     *address,
                     ask=lambda: self.run("version"),

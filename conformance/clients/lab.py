@@ -152,7 +152,11 @@ def check(ok: object, *seen: object) -> None:
 
 def layer_tar(size: int = 3_000_000) -> bytes:
     """A tar of one file with bytes that do not compress."""
-    content = b"".join(hashlib.sha256(str(n).encode()).digest() for n in range(size // 32))
+    return tar_of(b"".join(hashlib.sha256(str(n).encode()).digest() for n in range(size // 32)))
+
+
+def tar_of(content: bytes) -> bytes:
+    """A tar of one file, as `file_in_tar` reads it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         member = tarfile.TarInfo("weights.bin")
@@ -162,7 +166,7 @@ def layer_tar(size: int = 3_000_000) -> bytes:
 
 
 def file_in_tar(content: bytes) -> bytes:
-    """What `layer_tar` put into a tar."""
+    """What `tar_of` put into a tar."""
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         member = tar.extractfile("weights.bin")
         check(member is not None, "weights.bin is no file")
