@@ -140,6 +140,7 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
             backend,
             count_max=limits.uploads,
             per_repository_max=limits.uploadsperrepository,
+            per_owner_max=limits.uploadsperuser,
             size_max=limits.blobsize or None,
             indexes=indexes,
         )
@@ -398,6 +399,7 @@ async def collect_once(config: Config, *, grace_s: float | None, dry_run: bool) 
             backend,
             count_max=limits.uploads,
             per_repository_max=limits.uploadsperrepository,
+            per_owner_max=limits.uploadsperuser,
             size_max=limits.blobsize or None,
         )
         collector = make_collector(config, backend, sessions, Journal(backend), grace_s=grace_s)

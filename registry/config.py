@@ -19,7 +19,17 @@ from kitspec.errors import FilterInvalid
 from kitspec.path_glob import PathGlob
 from registry.auth.auth_config import Auth
 from registry.auth.policy_config import AccessControl
-from registry.config_types import Address, Count, FilePath, Networks, Seconds, Section, Size, Timeout
+from registry.config_types import (
+    Address,
+    Count,
+    CountOrAny,
+    FilePath,
+    Networks,
+    Seconds,
+    Section,
+    Size,
+    Timeout,
+)
 from registry.notifications_config import Notifications
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
@@ -332,6 +342,9 @@ class Limits(Section):
     keepalivetimeout: Timeout = 75.0
     connections: Count = 10_000
     connectionsperaddress: Count = 256
+    # In each worker; 0 for any. As many as an address may have connections, and more for a user, who may be a CI system.
+    requestsperaddress: CountOrAny = 256
+    requestsperuser: CountOrAny = 1_024
     trustedproxies: tuple[str, ...] = ()
     # aiohttp's own bounds, said here so that they are seen: a longer line or one header more is a 400.
     headersize: Count = 8190
@@ -341,6 +354,8 @@ class Limits(Section):
     blobsize: Size = 0
     uploads: Count = 10_000
     uploadsperrepository: Count = 1_000
+    # Security.md's L-15 begins with 100, which a CI system whose jobs are cut off would have open within a week.
+    uploadsperuser: Count = 1_000
     # The smaller of the two is kept free: 5 % of a large disk is a lot, 5 GiB of a small one too.
     diskreserve: Size = 5 * 1024**3
     diskreservepercent: Annotated[int, Field(ge=0, lt=100)] = 5

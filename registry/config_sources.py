@@ -8,6 +8,7 @@ The environment is Distribution's: `REGISTRY_` or our own `MODELREG_` and the pa
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ Tree = dict[Any, Any]
 
 OWN_PREFIX = "MODELREG_"
 DISTRIBUTION_PREFIX = "REGISTRY_"
+_USER_OF_URL = re.compile(r"//\S*@")
 
 # Keys of Distribution's file that people bring along, and what to do about them here.
 _DISTRIBUTION_ONLY = {
@@ -312,7 +314,9 @@ def _describe(details: ErrorDetails) -> str:
         message = details["msg"].replace("Input should", "should")
     value = details["input"]
     shown = isinstance(value, str | int | float | bool) and "secret" not in path
-    return f"{path + ': ' if path else ''}{message}{f', not {value!r}' if shown else ''}"
+    # A password in a URL is not what was meant, and is one all the same.
+    seen = _USER_OF_URL.sub("//…@", f", not {value!r}") if shown else ""
+    return f"{path + ': ' if path else ''}{message}{seen}"
 
 
 def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:

@@ -99,6 +99,8 @@ Size = Annotated[
     ),
 ]
 Count = Annotated[int, Field(gt=0)]
+CountOrAny = Annotated[int, Field(ge=0)]
+"""0 for no limit."""
 Address = Annotated[
     str, BeforeValidator(parse_address), WithJsonSchema({"type": "string", "pattern": ":[0-9]+$"})
 ]

@@ -176,6 +176,10 @@ class HostedUpload:
     def offset(self) -> int:
         return self._session.offset
 
+    async def check(self, *, at: int | None, size: int | None) -> None:
+        """Raise what can be known to stop an `append` before its bytes are asked for."""
+        self._session.check(at, size)
+
     async def append(
         self,
         chunks: Chunks,
@@ -191,12 +195,15 @@ class HostedUpload:
         promise = self._registry.freshness.promise()
         info = await self._session.commit(digest)
         try:
-            await self._registry.link_blob(self._name, digest, info, promise)
+            await self._link(digest, info, promise)
         except ObjectMissing as error:
             raise BlobUploadUnknown(
                 f"the blob {digest} was removed while it was pushed; push it again"
             ) from error
         return Descriptor(BLOB_MEDIA_TYPE, digest, info.size)
+
+    async def _link(self, digest: Digest, info: ObjectInfo, promise: Promise) -> None:
+        await self._registry.link_blob(self._name, digest, info, promise)
 
     async def cancel(self) -> None:
         await self._session.cancel()
@@ -401,14 +408,18 @@ class HostedRegistry:
         Args:
             owner: the only one who can go on with it; "" for nobody in particular.
         """
-        return HostedUpload(self, name, await self.sessions.begin(name, algorithm=algorithm, owner=owner))
+        return self.upload_of(name, await self.sessions.begin(name, algorithm=algorithm, owner=owner))
 
     async def resume_upload(self, name: RepositoryName, location: str, *, owner: str = "") -> HostedUpload:
-        return HostedUpload(self, name, await self.sessions.resume(name, location, owner=owner))
+        return self.upload_of(name, await self.sessions.resume(name, location, owner=owner))
 
     async def get_upload(self, name: RepositoryName, location: str, *, owner: str = "") -> HostedUpload:
         """`resume_upload`, once an append that was cut off has ended, or soon."""
-        return HostedUpload(self, name, await self.sessions.settled(name, location, owner=owner))
+        return self.upload_of(name, await self.sessions.settled(name, location, owner=owner))
+
+    def upload_of(self, name: RepositoryName, session: UploadSession) -> HostedUpload:
+        """An upload as its users see it."""
+        return HostedUpload(self, name, session)
 
     # Manifests
 

@@ -32,7 +32,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from kitspec.errors import OciError, QueryInvalid, RequestTimeout, TooManyRequests, Unavailable
 from registry.config import Config, Limits
-from registry.logs import RateGate, log_event
+from registry.logs import RateGate, log_event, parsers_problem
 
 LOGGER = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ class LimitedConnection(RequestHandler):
         """The answer to what is not HTTP: the specification's JSON, nothing of the parser's thoughts."""
         if status != 400:
             return super().handle_error(request, status, exc, message)
-        problem = str(message or exc or "").partition("\n")[0][:200]
+        problem = parsers_problem(str(message or exc or ""))
         self._log("request.malformed", self._address or "", problem)
         body = QueryInvalid("this is not a well-formed HTTP/1.1 request within the limits").to_json()
         response = web.Response(status=400, body=body, content_type="application/json")

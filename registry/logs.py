@@ -26,7 +26,9 @@ _VALUE_LENGTH_MAX: Final = 1024
 # In JSON every character may become `\\uXXXX`: six bytes.
 _TRACEBACK_LENGTH_MAX: Final = 4096
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+", re.ASCII)  # no space, quote, `=`, backslash, nothing outside ASCII
+_QUOTED = re.compile(r"(?<![:\s])[:\s]+(?:bytearray\()?b?['\"].*")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+_CLIENTS_OF_THE_STORE = ("boto3", "botocore", "s3transfer", "urllib3")
 _LEVEL_NAMES = {number: name for name, number in _LEVELS.items()} | {logging.CRITICAL: "fatal"}
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -151,6 +153,11 @@ class RateGate:
         return held
 
 
+def parsers_problem(message: str) -> str:
+    """What aiohttp's parser says is wrong, without the bytes that it quotes: there may be a secret in them (V-15)."""
+    return _QUOTED.sub("", message.partition("\n")[0])[:200]
+
+
 class OneLinePerBadRequest(logging.Filter):
     """aiohttp logs a stack for each request it cannot parse; this makes it one line, and few of them in a flood."""
 
@@ -165,7 +172,7 @@ class OneLinePerBadRequest(logging.Filter):
         if not self._gate.admit(record.created):
             return False
         remote = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        first_line = str(problem.message).partition("\n")[0][:200]
+        first_line = parsers_problem(str(problem.message))
         record.msg, record.args, record.exc_info = "request.malformed", (), None
         record.fields = {"remote": str(remote), "problem": first_line, "suppressed": self._gate.take_held()}
         record.levelno, record.levelname = logging.INFO, "INFO"
@@ -285,6 +292,9 @@ def configure_logging(log: Log, *, worker: int | None = None, descriptor: int = 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[log.level])
+    for name in _CLIENTS_OF_THE_STORE:
+        # What they say at debug are requests as they are sent: whoever reads a signature may send it, too (V-15).
+        logging.getLogger(name).setLevel(max(_LEVELS[log.level], logging.INFO))
     server_logger = logging.getLogger("aiohttp.server")
     server_logger.filters[:] = [OneLinePerBadRequest()]
     logging.captureWarnings(True)

@@ -95,6 +95,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "modelreg_connections_timed_out_total": Family(
         "Connections closed because the peer was silent.", ("phase",)
     ),
+    "modelreg_requests_refused_total": Family(
+        "Requests beyond what one address, or one user, may have answered at a time.", ("reason",)
+    ),
     "modelreg_logins_total": Family(
         "Credentials that were checked; those that were remembered are not.", ("method", "result")
     ),
@@ -226,6 +229,9 @@ class Metrics:
             (_known(phase, {"header", "body", "response"}),),
             1,
         )
+
+    def request_refused(self, reason: str) -> None:
+        self._count("modelreg_requests_refused_total", (_known(reason, {"address", "user"}),), 1)
 
     def login(self, method: str, *, is_good: bool) -> None:
         """Count credentials that were checked. `method` is "basic" or "bearer"."""

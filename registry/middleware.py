@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -33,19 +33,25 @@ from registry.api.call import Call, Services
 from registry.api.hub import error_headers
 from registry.api.sending import SENT
 from registry.api.uploads import mount_source
+from registry.auth.cross_site import refuse_other_sites
 from registry.auth.identity import Scope
 from registry.auth.policy import Action
 from registry.body import RECEIVED, discard
 from registry.connection import Connection
 from registry.journal import Actor, acting
 from registry.logs import access_log, request_id
-from registry.routes import LABELS, Access, Endpoint, Route, Target, methods_of, route_of, target_of
+from registry.requests_in_flight import RequestInFlight, RequestsInFlight
+from registry.routes import LABELS, PROBES, Access, Endpoint, Route, Target, methods_of, route_of, target_of
 from registry.storage_errors import translated
 
 logger = logging.getLogger("registry.http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-_OWN_HEADERS = {"Server": "modelkit-registry", "Docker-Distribution-Api-Version": "registry/2.0"}
+_OWN_HEADERS = {
+    "Server": "modelkit-registry",
+    "Docker-Distribution-Api-Version": "registry/2.0",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class Request(web.BaseRequest):
@@ -78,10 +84,9 @@ class Dispatch:
         self._services = services
         self.memo = AnswerMemo(services.registry.backend, services.guard)
         config = services.config
+        self._in_flight = RequestsInFlight(config.limits, services.metrics.request_refused)
         self._prefix = config.http.prefix.rstrip("/")
-        self._headers = _OWN_HEADERS | {
-            name: ", ".join(values) for name, values in config.http.headers.items()
-        }
+        self._headers = _headers_of_answers(config.http.headers)
         self._access_log = None if config.log.accesslog.disabled else access_log()
         self._is_read_only = config.storage.maintenance.readonly.enabled
 
@@ -99,10 +104,12 @@ class Dispatch:
         metrics = self._services.metrics
         metrics.request_started(label)
         status = 499  # what a drain cuts off is not answered
+        in_flight = self._in_flight.request()
         try:
-            response = await self._answer(request, target)
+            response = await self._answer(request, target, in_flight)
             status = response.status
         finally:
+            in_flight.end()
             seconds = loop.time() - started
             if isinstance(request.protocol, Connection):
                 request.protocol.release_body()
@@ -125,12 +132,16 @@ class Dispatch:
                 )
         return response
 
-    async def _answer(self, request: Request, target: Target | None) -> web.StreamResponse:
+    async def _answer(
+        self, request: Request, target: Target | None, in_flight: RequestInFlight
+    ) -> web.StreamResponse:
         call: Call | None = None
         try:
             with translated():
+                if target is None or target.endpoint not in PROBES:
+                    in_flight.count_for_address(self._address_of(request))
                 call, route = self._find(request, target)
-                await self._let_in(call, route)
+                await self._let_in(call, route, in_flight)
                 response = await route.handler(call)
             if not response.prepared:
                 # Here, so that the memo sees the headers, and the counters the bytes, as they are sent.
@@ -212,19 +223,26 @@ class Dispatch:
         path = request.rel_url.raw_path
         return target_of(path.removeprefix(self._prefix)) if path.startswith(self._prefix) else None
 
-    async def _let_in(self, call: Call, route: Route) -> None:
+    def _address_of(self, request: Request) -> str:
+        forwarded_for = request.headers.getall("X-Forwarded-For", ())
+        return self._in_flight.address_of(request.remote or "", forwarded_for)
+
+    async def _let_in(self, call: Call, route: Route, in_flight: RequestInFlight) -> None:
         """Find out who asks, and whether they may. Before a byte of the body is read, or asked for.
 
         Raises:
-            CredentialsNeeded, Denied, TooManyRequests: they may not.
+            CredentialsNeeded, Denied, TooManyRequests: they may not, or not now.
         """
         if route.access is Access.OPEN:
             return
+        if route.method != "GET" and route.access is not Access.PULL:
+            refuse_other_sites(call.headers, call.config.http.host)
         guard, name = self._services.guard, call.raw_name
         call.policy = guard.policy
         scope = _scope_of(route, name, call)
         call.identity = await guard.identify(call.request, scope)
         acting.set(replace(acting.get(), name=call.identity.name))
+        in_flight.count_for_user(call.identity.name)
         actions = _actions_of(route, name)
         decision = guard.require(call.identity, actions, name, scope)
         if actions == Access.PULL.value:
@@ -240,6 +258,13 @@ class Dispatch:
         if self._is_read_only and route.access in (Access.PUSH, Access.DELETE):
             raise Unsupported("the registry is in read-only mode (storage.maintenance.readonly)")
         return Call(request, self._services, target.name, target.argument, target.path), route
+
+
+def _headers_of_answers(configured: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """What every answer has: our own, where the operator does not say otherwise."""
+    named = {name.lower() for name in configured}
+    own = {name: value for name, value in _OWN_HEADERS.items() if name.lower() not in named}
+    return own | {name: ", ".join(values) for name, values in configured.items()}
 
 
 def _actions_of(route: Route, name: str) -> tuple[Action, ...]:

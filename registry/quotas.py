@@ -1,135 +1,204 @@
-"""How much a namespace may hold: bytes of blobs and tags, of all repositories that a pattern matches together.
+"""How much a namespace may hold: bytes of blobs and of open uploads, and tags, of all repositories that a pattern matches.
 
-The store is counted, not remembered: a repository is counted when it is first asked about, and again after each change that
-this worker makes or that the journal tells of. So no counter can go wrong (INV-14). Who is refused was counted anew at
-most `RECOUNT_S` ago. In one worker nothing is exceeded; all together exceed a quota by no more than what the others
-stored since the journal was read last (`journal.poll`).
-
-A blob counts in each repository that holds it. Manifests do not count, nor what an upload has before it is closed.
+In one worker nothing is exceeded: what is counted (`namespaces.py`) is reserved before it is received. All together exceed a
+quota by what others stored since the journal was read last (`journal.poll`) and received since the uploads were listed last, and,
+until they end, by what requests at other workers are receiving. What is too much then is refused when it has come, or is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from kitspec.descriptor import Descriptor
 from kitspec.digest import Digest
-from kitspec.errors import Denied
+from kitspec.errors import BlobUploadUnknown, Denied, DigestInvalid, OciError
 from kitspec.manifest import Index, Manifest
 from kitspec.names import RepositoryName, Tag
-from kitspec.path_glob import PathGlob
 from registry import layout
 from registry.config import Quota
 from registry.freshness import Promise
-from registry.hosted import HostedRegistry
+from registry.hosted import HostedRegistry, HostedUpload
 from registry.journal import Change
+from registry.namespaces import Namespace, Usage, is_old
 from registry.storage_errors import translated
-from registry.upload_sessions import UploadSessions
-from storage_backends.interface import ObjectInfo, ObjectMissing, StorageBackend
-
-RECOUNT_S: Final = 5.0
-# Sizes of blobs that a worker remembers: a megabyte or so for each ten thousand.
-_SIZES_MAX: Final = 100_000
+from registry.upload_sessions import Chunks, UploadSession, UploadSessions
+from storage_backends.interface import BlockingSource, ObjectInfo, StorageBackend
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What is held. Attributes: size: bytes of blobs; tags: how many."""
+class Reservation:
+    """Room that one append has in the namespaces of its repository, until it is settled."""
 
-    size: int = 0
-    tags: int = 0
+    def __init__(
+        self, namespaces: Sequence[Namespace], name: RepositoryName, upload_id: str, offset: int
+    ) -> None:
+        self._namespaces = namespaces
+        self._name = name
+        self._upload_id = upload_id
+        self._size = 0
+        for namespace in namespaces:
+            namespace.begin_append(upload_id, offset)
 
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.size + other.size, self.tags + other.tags)
+    async def grow(self, size: int) -> None:
+        """Raises: Denied: there is no room for so many bytes more."""
+        grown: list[Namespace] = []
+        try:
+            for namespace in self._namespaces:
+                async with namespace.lock:
+                    await namespace.reserve(self._name, self._upload_id, size)
+                grown.append(namespace)
+        except BaseException:
+            self._shrink(grown, size)
+            raise
+        self._size += size
+
+    def grow_at_once(self, size: int) -> bool:
+        """`grow` without waiting, from any thread; False: it has to be asked for."""
+        grown: list[Namespace] = []
+        for namespace in self._namespaces:
+            if not namespace.reserve_at_once(self._upload_id, size):
+                self._shrink(grown, size)
+                return False
+            grown.append(namespace)
+        self._size += size
+        return True
+
+    def settle(self, offset: int | None) -> None:
+        """The append is over.
+
+        Args:
+            offset: of the upload; None if that has ended.
+        """
+        for namespace in self._namespaces:
+            namespace.settle(self._upload_id, self._size, offset)
+
+    def _shrink(self, namespaces: Sequence[Namespace], size: int) -> None:
+        for namespace in namespaces:
+            namespace.give_back(self._upload_id, size)
+
+    def counting(self, chunks: Chunks) -> Chunks:
+        """The same bytes, each piece reserved before it is stored."""
+        if isinstance(chunks, AsyncIterable):
+            return self._counted(chunks)
+        return _CountedSource(chunks, self)
+
+    async def _counted(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            if not self.grow_at_once(len(chunk)):
+                await self.grow(len(chunk))
+            yield chunk
 
 
-class Namespace:
-    """The repositories that one quota is about, and what they hold."""
+class _CountedSource:
+    """A source whose bytes are reserved as they come; the thread that reads them waits while they have to be counted."""
 
-    def __init__(self, quota: Quota, backend: StorageBackend) -> None:
-        self.quota = quota
-        self.lock = asyncio.Lock()
-        self._backend = backend
-        self._glob = PathGlob(quota.repositories)
-        self._counted: dict[RepositoryName, Usage] = {}
-        self._stale: set[RepositoryName] = set()
-        self._sizes: dict[Digest, int] = {}
-        self._recounted_at: float | None = None
+    def __init__(self, source: BlockingSource, reservation: Reservation) -> None:
+        self._source = source
+        self._reservation = reservation
+        self._loop = asyncio.get_running_loop()
+        self.interrupt = source.interrupt
 
-    def holds(self, name: RepositoryName) -> bool:
-        return self._glob.matches(name)
+    def read_into(self, buffer: memoryview, /) -> int:
+        count = self._source.read_into(buffer)
+        if not self._reservation.grow_at_once(count):
+            asyncio.run_coroutine_threadsafe(self._reservation.grow(count), self._loop).result()
+        return count
 
-    def changed(self, name: RepositoryName) -> None:
-        """What was counted of a repository is true no more."""
-        if self.holds(name):
-            self._stale.add(name)
 
-    def forget(self) -> None:
-        self._recounted_at = None
+class QuotaUpload(HostedUpload):
+    """A HostedUpload whose bytes count from when they are announced, and that is gone when it was refused (INV-17).
 
-    async def admit(self, name: RepositoryName, added: Usage) -> None:
-        """Raises: Denied: with so much more, the namespace would hold more than it may."""
-        if self._refusal(name, await self._usage(), added) is None:
-            return
-        if self._recounted_at is None or time.monotonic() - self._recounted_at > RECOUNT_S:
-            self.forget()
-        if (refusal := self._refusal(name, await self._usage(), added)) is not None:
-            raise refusal
+    Args:
+        namespaces: whose bytes are limited.
+    """
 
-    def _refusal(self, name: RepositoryName, held: Usage, added: Usage) -> Denied | None:
-        quota, wanted = self.quota, held + added
-        about = f"{name} is one of {quota.repositories!r}, which together"
-        advice = "delete what is not needed, or ask the operator for a larger quota"
-        if quota.size is not None and added.size and wanted.size > quota.size:
-            return Denied(
-                f"{about} may hold {quota.size} bytes and hold {held.size}; {added.size} more are too many: {advice}",
-                detail={"quota": quota.size, "used": held.size, "requested": added.size},
-            )
-        if quota.tags is not None and added.tags and wanted.tags > quota.tags:
-            return Denied(
-                f"{about} may have {quota.tags} tags and have {held.tags}; {added.tags} more are too many: {advice}",
-                detail={"quota": quota.tags, "used": held.tags, "requested": added.tags},
-            )
-        return None
+    def __init__(
+        self,
+        registry: QuotaRegistry,
+        name: RepositoryName,
+        session: UploadSession,
+        namespaces: Sequence[Namespace],
+    ) -> None:
+        super().__init__(registry, name, session)
+        self._quotas = registry
+        self._namespaces = namespaces
+        self._has_ended = False
 
-    async def _usage(self) -> Usage:
-        if self._recounted_at is None:
-            self._recounted_at = time.monotonic()
-            self._counted.clear()
-            async for info in self._backend.list(layout.CATALOG):
-                self.changed(layout.name_in_catalog(info.key))
-        while self._stale:
-            name = self._stale.pop()  # before it is counted: what changes meanwhile puts it back
-            self._counted[name] = await self._count(name)
-        return sum(self._counted.values(), Usage())
+    async def check(self, *, at: int | None, size: int | None) -> None:
+        """Raises: Denied: as `append`."""
+        await super().check(at=at, size=size)
+        async with self._appending(size or 0):
+            pass
 
-    async def _count(self, name: RepositoryName) -> Usage:
-        prefix = f"repositories/{name}/_blobs/"
-        size = 0
-        async for info in self._backend.list(prefix):
-            algorithm, _, encoded = info.key.removeprefix(prefix).partition("/")
-            size += await self._size_of(Digest(f"{algorithm}:{encoded}"))
-        tags = 0
-        async for _ in self._backend.list(layout.tags_prefix(name)):
-            tags += 1
-        return Usage(size, tags)
+    async def append(
+        self,
+        chunks: Chunks,
+        *,
+        at: int | None = None,
+        size: int | None = None,
+        closing: Digest | None = None,
+    ) -> int:
+        """Raises: Denied: there is no room for the bytes; the upload has ended, and those that had come are removed."""
+        # What does not go on where the upload is will be refused, and need not have room.
+        is_next = at is None or at == self.offset
+        async with self._appending(size if size is not None and is_next else 0) as reservation:
+            if size is None:
+                chunks = reservation.counting(chunks)
+            return await super().append(chunks, at=at, size=size, closing=closing)
 
-    async def _size_of(self, digest: Digest) -> int:
-        size = self._sizes.get(digest)
-        if size is None:
-            try:
-                size = (await self._backend.stat(layout.blob_key(digest))).size
-            except ObjectMissing:
-                return 0  # a link whose content was removed
-            if len(self._sizes) >= _SIZES_MAX:
-                self._sizes.clear()
-            self._sizes[digest] = size
-        return size
+    @asynccontextmanager
+    async def _appending(self, size: int) -> AsyncIterator[Reservation]:
+        reservation = Reservation(self._namespaces, self._name, self.location, self.offset)
+        began = time.monotonic()
+        try:
+            await reservation.grow(size)
+            yield reservation
+            if is_old(began):
+                # Others may have received as much, which did not show before it was kept, as this did not.
+                for namespace in self._namespaces:
+                    namespace.forget_uploads()
+                await self._quotas.admit_upload(self._name, self.location, self.offset)
+        except Denied:
+            await self._discard()
+            raise
+        except BlobUploadUnknown:
+            self._has_ended = True
+            raise
+        finally:
+            reservation.settle(None if self._has_ended else self.offset)
+
+    async def commit(self, digest: Digest) -> Descriptor:
+        """Raises: Denied: the namespace holds too much by now; the upload has ended, and its bytes are removed."""
+        try:
+            await self._quotas.admit_upload(self._name, self.location, self.offset, digest=digest)
+            return await super().commit(digest)
+        except Denied:
+            await self._discard()
+            raise
+        except (DigestInvalid, BlobUploadUnknown):
+            self._end()
+            raise
+
+    async def cancel(self) -> None:
+        await super().cancel()
+        self._end()
+
+    async def _link(self, digest: Digest, info: ObjectInfo, promise: Promise) -> None:
+        await self._quotas.link_upload(self._name, digest, info, promise, upload_id=self.location)
+
+    async def _discard(self) -> None:
+        # What cannot be removed now goes when it expires, and counts until then.
+        with contextlib.suppress(OciError):
+            await self.cancel()
+
+    def _end(self) -> None:
+        self._has_ended = True
+        for namespace in self._namespaces:
+            namespace.settle(self.location, 0, None)
 
 
 class QuotaRegistry(HostedRegistry):
@@ -148,7 +217,42 @@ class QuotaRegistry(HostedRegistry):
         **named: Any,  # noqa: ANN401 - its base's
     ) -> None:
         super().__init__(backend, sessions, **named)
-        self._namespaces = [Namespace(quota, backend) for quota in quotas]
+        self._namespaces = [Namespace(quota, backend, sessions) for quota in quotas]
+
+    def namespaces_of(self, name: RepositoryName) -> list[Namespace]:
+        """Those that a repository is in; always in the same order, in which they may be locked."""
+        return [namespace for namespace in self._namespaces if namespace.holds(name)]
+
+    def upload_of(self, name: RepositoryName, session: UploadSession) -> HostedUpload:
+        namespaces = [namespace for namespace in self.namespaces_of(name) if namespace.quota.size is not None]
+        return (
+            QuotaUpload(self, name, session, namespaces) if namespaces else super().upload_of(name, session)
+        )
+
+    async def admit_upload(
+        self, name: RepositoryName, upload_id: str, size: int, *, digest: Digest | None = None
+    ) -> None:
+        """
+        Args:
+            digest: what it is about to become.
+
+        Raises:
+            Denied: the bytes of an upload are too many to be kept, by what is held beside them.
+        """
+        async with self._locked(name) as held:
+            if digest is not None and await self._has(layout.link_key(name, digest)):
+                return
+            for namespace in held:
+                await namespace.admit(name, Usage(size=size), besides=upload_id)
+
+    async def link_upload(
+        self, name: RepositoryName, digest: Digest, blob: ObjectInfo, promise: Promise, *, upload_id: str
+    ) -> None:
+        """`link_blob` for what an upload has become, whose bytes counted before."""
+        async with self._changing(name) as namespaces:
+            for namespace in namespaces:
+                namespace.settle(upload_id, 0, None)
+            await super().link_blob(name, digest, blob, promise)
 
     async def link_blob(
         self,
@@ -159,7 +263,7 @@ class QuotaRegistry(HostedRegistry):
         *,
         source: RepositoryName | None = None,
     ) -> None:
-        """Raises: Denied: the blob is stored, but not linked: it goes with the next collection."""
+        """Raises: Denied: the blob of another repository would be too much here."""
         async with self._changing(name) as namespaces:
             if namespaces and not await self._has(layout.link_key(name, digest)):
                 await self._admit(namespaces, name, Usage(size=blob.size))
@@ -211,12 +315,18 @@ class QuotaRegistry(HostedRegistry):
         super().forget()
 
     @asynccontextmanager
-    async def _changing(self, name: RepositoryName) -> AsyncIterator[list[Namespace]]:
-        """One change at a time in the namespaces of a repository: they are always locked in the same order."""
-        namespaces = [namespace for namespace in self._namespaces if namespace.holds(name)]
+    async def _locked(self, name: RepositoryName) -> AsyncIterator[list[Namespace]]:
+        """Nothing is linked or tagged in the namespaces of a repository but by the block."""
+        namespaces = self.namespaces_of(name)
         async with AsyncExitStack() as stack:
             for namespace in namespaces:
                 await stack.enter_async_context(namespace.lock)
+            yield namespaces
+
+    @asynccontextmanager
+    async def _changing(self, name: RepositoryName) -> AsyncIterator[list[Namespace]]:
+        """One change at a time in the namespaces of a repository, which is counted anew after it."""
+        async with self._locked(name) as namespaces:
             try:
                 yield namespaces
             finally:
@@ -224,9 +334,8 @@ class QuotaRegistry(HostedRegistry):
                     namespace.changed(name)
 
     async def _admit(self, namespaces: list[Namespace], name: RepositoryName, added: Usage) -> None:
-        with translated():
-            for namespace in namespaces:
-                await namespace.admit(name, added)
+        for namespace in namespaces:
+            await namespace.admit(name, added)
 
     async def _has(self, key: str) -> bool:
         with translated():

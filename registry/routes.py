@@ -80,6 +80,9 @@ LABELS = {
 }
 """`handler` in metrics and logs; Distribution's words where it has one."""
 
+PROBES = frozenset({Endpoint.LIVE, Endpoint.READY, Endpoint.STARTED})
+"""What is asked about this process, by whoever keeps it running."""
+
 
 class Access(enum.Enum):
     """What a caller must be allowed to do: any of these. Decided in one place, before the handler; a handler may ask for more."""

@@ -40,6 +40,9 @@ Chunks = AsyncIterable[bytes] | BlockingSource
 """Bytes on their way in, as they come from the event loop or from a socket that a thread reads."""
 
 _MARK_LENGTH = 12
+_SECRET_LENGTH = 32
+# Names of repositories that a worker remembers by their marks.
+_NAMES_MAX = 10_000
 
 # The append of a client that was cut off ends a moment later: its bytes are being made durable, for the very client
 # that is back already and would go on.
@@ -133,7 +136,7 @@ class UploadSession:
         """
         deadline = asyncio.get_running_loop().time() + _BUSY_WAIT_S
         while True:
-            self._check(at, size)
+            self.check(at, size)
             if closing is not None and self.offset == 0 and closing.algorithm != self._algorithm:
                 self._algorithm = closing.algorithm
                 self._hasher = hash_state.begin(closing.algorithm)
@@ -147,7 +150,8 @@ class UploadSession:
             await asyncio.sleep(_BUSY_POLL_S)
             await self._reload()
 
-    def _check(self, at: int | None, size: int | None) -> None:
+    def check(self, at: int | None, size: int | None) -> None:
+        """Raises: UploadOutOfOrder, BlobTooLarge: as `append`, by what is known before its bytes come."""
         if at is not None and at != self.offset:
             raise UploadOutOfOrder(
                 f"the chunk begins at {at}, the upload holds {self.offset} bytes", offset=self.offset
@@ -226,12 +230,22 @@ class UploadSession:
         return _Note(self.repository, self._algorithm, kept, self.owner).to_bytes()
 
 
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """An upload that is under way, in whichever worker. Attributes: size: bytes that are kept of it."""
+
+    id: str
+    repository: RepositoryName
+    size: int
+
+
 class UploadSessions:
     """The uploads of all repositories.
 
     Args:
         count_max: uploads that may be open at once; one more is refused with 429.
         per_repository_max: the same for one repository.
+        per_owner_max: the same for one user, whatever the repository; None for any.
         size_max: bytes of a blob, or None for no limit.
         indexes: learn what is in the blobs that are stored.
     """
@@ -243,15 +257,20 @@ class UploadSessions:
         count_max: int,
         per_repository_max: int,
         size_max: int | None,
+        per_owner_max: int | None = None,
         indexes: MemberIndexes | None = None,
     ) -> None:
         self._backend = backend
         self._watchers = Watchers(indexes)
         self._count_max = count_max
         self._per_repository_max = per_repository_max
+        self._per_owner_max = per_owner_max
         self._size_max = size_max
-        # Uploads by the part of their id that stands for the repository: those of the last count, and those begun since.
+        # Uploads by the part of their id that stands for the repository, and by that which stands for the owner: those of the
+        # last count, and those begun since.
         self._open: Counter[str] = Counter()
+        self._open_by_owner: Counter[str] = Counter()
+        self._names: dict[str, RepositoryName] = {}
 
     async def begin(
         self, name: RepositoryName, *, algorithm: str = "sha256", owner: str = ""
@@ -264,24 +283,62 @@ class UploadSessions:
         Raises:
             TooManyRequests: too many are open.
         """
-        mark = _mark_of(name)
+        mark, owner_mark = self._marked(name), _mark_of(owner) if owner else ""
         note = _Note(name, algorithm, b"", owner)
         with translated():
-            if self._is_full(mark):
-                self._open = Counter([upload.id[:_MARK_LENGTH] async for upload in self._backend.uploads()])
-            if self._is_full(mark):
-                raise TooManyRequests(
-                    f"{self._open[mark]} uploads are open in {name} and {self._open.total()} in all; "
-                    f"{self._per_repository_max} and {self._count_max} are allowed: "
-                    "finish or cancel some, or try again later"
-                )
-            upload_id = mark + secrets.token_hex(16)
+            if self._refusal(name, owner) is not None:
+                ids = [upload.id async for upload in self._backend.uploads()]
+                self._open = Counter(id_[:_MARK_LENGTH] for id_ in ids)
+                self._open_by_owner = Counter(id_[_MARK_LENGTH:-_SECRET_LENGTH] for id_ in ids)
+            if (refusal := self._refusal(name, owner)) is not None:
+                raise refusal
+            upload_id = mark + owner_mark + secrets.token_hex(_SECRET_LENGTH // 2)
             upload = await self._backend.begin_upload(upload_id, note=note.to_bytes())
             self._open[mark] += 1
+            self._open_by_owner[owner_mark] += 1
         return UploadSession(self._backend, upload, self._watchers, size_max=self._size_max)
 
-    def _is_full(self, mark: str) -> bool:
-        return self._open[mark] >= self._per_repository_max or self._open.total() >= self._count_max
+    def _refusal(self, name: RepositoryName, owner: str) -> TooManyRequests | None:
+        """By what was counted last."""
+        in_repository, in_all = self._open[_mark_of(name)], self._open.total()
+        if in_repository >= self._per_repository_max or in_all >= self._count_max:
+            return TooManyRequests(
+                f"{in_repository} uploads are open in {name} and {in_all} in all; "
+                f"{self._per_repository_max} and {self._count_max} are allowed: {_TRY_LATER}",
+                detail={"open": in_repository, "allowed": self._per_repository_max},
+            )
+        if owner and self._per_owner_max is not None:
+            of_owner = self._open_by_owner[_mark_of(owner)]
+            if of_owner >= self._per_owner_max:
+                return TooManyRequests(
+                    f"{of_owner} uploads of the user {owner} are open; {self._per_owner_max} are allowed: {_TRY_LATER}",
+                    detail={"open": of_owner, "allowed": self._per_owner_max},
+                )
+        return None
+
+    def _marked(self, name: RepositoryName) -> str:
+        """The mark of a repository, which is remembered as its."""
+        mark = _mark_of(name)
+        if len(self._names) >= _NAMES_MAX:
+            self._names.clear()
+        self._names[mark] = name
+        return mark
+
+    async def under_way(self) -> list[OpenUpload]:
+        """What is open in all repositories: a look at each upload, and a read for each repository that was not heard of yet."""
+        found: list[OpenUpload] = []
+        with translated():
+            async for upload in self._backend.uploads():
+                name = self._names.get(upload.id[:_MARK_LENGTH])
+                try:
+                    if name is None:
+                        note = _Note.from_bytes((await self._backend.resume_upload(upload.id)).note)
+                        name = RepositoryName(note.repository)
+                        self._marked(name)
+                except UploadMissing:
+                    continue  # ended meanwhile
+                found.append(OpenUpload(upload.id, name, upload.offset))
+        return found
 
     async def resume(self, name: RepositoryName, upload_id: str, *, owner: str = "") -> UploadSession:
         """An upload of this repository and this owner, whichever worker began it.
@@ -338,8 +395,13 @@ class UploadSessions:
         return expired
 
 
-def _mark_of(name: RepositoryName) -> str:
-    """Stands for the repository at the head of its uploads' ids, so that they can be counted by their ids alone."""
+_TRY_LATER = "finish or cancel some, or try again later"
+
+
+def _mark_of(name: str) -> str:
+    """Stands for the repository at the head of its uploads' ids, and behind it for the user, so that they can be counted by their
+    ids alone.
+    """
     return Digest.of(name.encode()).encoded[:_MARK_LENGTH]
 
 

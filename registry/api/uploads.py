@@ -101,12 +101,12 @@ async def _append(call: Call, upload: HostedUpload, *, closing: Digest | None = 
     if span is not None and size is not None and span.size != size:
         raise SizeInvalid(f"Content-Range holds {span.size} bytes, Content-Length says {size}")
     before = upload.offset
+    start = span.start if span is not None else None
+    await upload.check(at=start, size=size)
     call.services.metrics.upload_started()
     try:
         async with call.upload() as chunks:
-            await upload.append(
-                chunks, at=span.start if span is not None else None, size=size, closing=closing
-            )
+            await upload.append(chunks, at=start, size=size, closing=closing)
     finally:
         call.services.metrics.upload_ended()
     received = upload.offset - before

@@ -13,6 +13,8 @@ from registry.auth.policy import Action, Decision, Policy, decide, without_limit
 if TYPE_CHECKING:
     from aiohttp import web
 
+_LOG_IN = "credentials are needed: log in to the registry"
+
 
 class CredentialsNeeded(Unauthorized):
     """Better credentials would help: the answer says which.
@@ -90,15 +92,15 @@ class Guard:
             if decision.is_allowed:
                 return decision
         if identity.method == "anonymous" and self._authenticator is not None:
-            raise CredentialsNeeded("credentials are needed: log in to the registry", scope=scope)
+            raise CredentialsNeeded(_LOG_IN, scope=scope)
         # A token can be exchanged for a better one, if the policy or the token of somebody would allow that.
-        unlimited = without_limits(identity)
-        if identity.grants is not None and (
-            identity.is_anonymous
-            or any(self.decide(unlimited, action, repository).is_allowed for action in actions)
-        ):
-            message = "the token is not for this; a token for the scope in WWW-Authenticate is needed"
-            raise CredentialsNeeded(message, scope=scope, error="insufficient_scope")
+        if identity.grants is not None:
+            unlimited = without_limits(identity)
+            if any(self.decide(unlimited, action, repository).is_allowed for action in actions):
+                message = "the token is not for this; a token for the scope in WWW-Authenticate is needed"
+                raise CredentialsNeeded(message, scope=scope, error="insufficient_scope")
+            if identity.is_anonymous:
+                raise CredentialsNeeded(_LOG_IN, scope=scope, error="insufficient_scope")
         raise Denied(_denial(identity, actions, repository))
 
     def challenges(self, error: Unauthorized) -> Sequence[str]:

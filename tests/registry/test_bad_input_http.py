@@ -5,12 +5,11 @@ import logging
 import re
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kitspec.digest import Digest
-from registry.routes import ROUTES
+from registry.routes import ROUTES, Endpoint, Route, target_of
 from tests.registry.conftest import Serve
 from tests.registry.test_bad_input_names import resident_bytes
 from tests.registry.wire import (
@@ -266,6 +265,18 @@ async def test_B_54_L_14_a_blob_over_the_limit_is_413_before_it_is_read(serve: S
         await wire.push_blob("lib/a", b"x" * 1_000)
 
 
+async def test_B_54_L_14_a_large_blob_over_the_limit_is_413_before_it_is_asked_for(serve: Serve) -> None:
+    """Large enough for a thread to read it."""
+    async with serve(limits={"blobsize": MIB}) as url:
+        wire = Wire(url)
+        upload = await wire.begin_upload("lib/a")
+        fields = f"Host: x\r\nConnection: close\r\nContent-Length: {MIB + 1}\r\nExpect: 100-continue\r\n"
+
+        answer = await wire.first_answer(f"PATCH {upload} HTTP/1.1\r\n{fields}\r\n".encode())
+
+        assert answer.startswith(b"HTTP/1.1 413 ")
+
+
 async def test_expect_100_continue_is_answered_before_the_body(wire: Wire) -> None:
     upload = await wire.begin_upload("lib/a")
     reader, writer = await asyncio.open_connection(wire.host, wire.port)
@@ -306,30 +317,49 @@ async def test_L_15_open_uploads_are_bounded_and_429_says_when_to_come_back(serv
         assert (await wire("POST", "/v2/lib/a/blobs/uploads/")).status == 202
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.endpoint.value}")
-async def test_V_33_no_route_reads_a_body_without_bound_into_memory(wire: Wire, route: Any) -> None:
-    upload = await wire.begin_upload("lib/a")
-    digest = Digest.of(LAYER)
-    target = {
-        "base": "/v2/",
-        "catalog": "/v2/_catalog",
-        "blob": f"/v2/lib/a/blobs/{digest}",
-        "blob-upload": "/v2/lib/a/blobs/uploads/",
-        "blob-upload-chunk": f"{upload}?digest={digest}",
-        "manifest": "/v2/lib/a/manifests/v1",
-        "tags": "/v2/lib/a/tags/list",
-        "referrers": f"/v2/lib/a/referrers/{digest}",
-    }.get(route.endpoint.value, f"/{route.endpoint.value}")
-    offered = 64
+DIGEST = Digest.of(LAYER)
+TARGETS = {
+    Endpoint.BASE: "/v2/",
+    Endpoint.CATALOG: "/v2/_catalog",
+    Endpoint.BLOB: f"/v2/lib/a/blobs/{DIGEST}",
+    Endpoint.UPLOADS: "/v2/lib/a/blobs/uploads/",
+    Endpoint.UPLOAD: "/v2/lib/a/blobs/uploads/none",
+    Endpoint.MANIFEST: "/v2/lib/a/manifests/v1",
+    Endpoint.TAGS: "/v2/lib/a/tags/list",
+    Endpoint.REFERRERS: f"/v2/lib/a/referrers/{DIGEST}",
+    Endpoint.DISCOVERY: "/v2/_oci/ext/discover",
+    Endpoint.FILES: "/v2/lib/a/_modelkit/files/v1",
+    Endpoint.FILE: "/v2/lib/a/_modelkit/files/v1/f",
+    Endpoint.KITFILE: "/v2/lib/a/_modelkit/kitfile/v1",
+    Endpoint.ARCHIVE: "/v2/lib/a/_modelkit/archive/v1",
+    Endpoint.TENSORS: "/v2/lib/a/_modelkit/tensors/v1",
+    Endpoint.TENSORS_OF_FILE: "/v2/lib/a/_modelkit/tensors/v1/f",
+    Endpoint.HUB: "/hf/api/models/lib/a/paths-info/v1",
+    Endpoint.LIVE: "/livez",
+    Endpoint.READY: "/readyz",
+    Endpoint.STARTED: "/startupz",
+    Endpoint.METRICS: "/metrics",
+    Endpoint.TOKEN: "/v2/token",
+    Endpoint.API_KEYS: "/v2/_modelkit/apikeys",
+    Endpoint.API_KEY: f"/v2/_modelkit/apikeys/{'0' * 16}",
+}
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.endpoint.name}")
+async def test_V_33_no_route_reads_a_body_without_bound_into_memory(wire: Wire, route: Route) -> None:
+    target = TARGETS[route.endpoint]
+    found = target_of(target)
+    assert found is not None
+    assert found.endpoint is route.endpoint
+    if route.endpoint is Endpoint.UPLOAD:
+        target = f"{await wire.begin_upload('lib/a')}?digest={DIGEST}"
     before = resident_bytes()
 
-    reply = await wire(
-        route.method, target, headers={"Content-Type": OCI_MANIFEST}, body=[bytes(MIB)] * offered
-    )
+    reply = await wire(route.method, target, headers={"Content-Type": OCI_MANIFEST}, body=[bytes(MIB)] * 64)
 
     assert_discreet(reply)
     # A blob in the memory backend is in memory, as it must be, until its digest turns out to be wrong.
-    if route.endpoint.value != "blob-upload-chunk":
+    if route.endpoint is not Endpoint.UPLOAD:
         assert resident_bytes() - before < 32 * MIB
 
 

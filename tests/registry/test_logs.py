@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aiohttp.http_exceptions import BadStatusLine
+from aiohttp.http_exceptions import (
+    BadHttpMessage,
+    BadHttpMethod,
+    BadStatusLine,
+    HttpProcessingError,
+    InvalidHeader,
+    LineTooLong,
+)
 
 from registry import logs
 from registry.config import Log
@@ -28,6 +35,8 @@ def kept_logging() -> Iterator[None]:
     yield
     root.handlers[:], level, server.filters[:] = kept
     root.setLevel(level)
+    for name in logs._CLIENTS_OF_THE_STORE:
+        logging.getLogger(name).setLevel(logging.NOTSET)
     logging.captureWarnings(False)
     logs._access_log = None
 
@@ -85,7 +94,7 @@ def test_a_json_line_says_the_same(written: Written) -> None:
 
 
 @pytest.mark.parametrize("formatter", ["text", "json"])
-def test_L_27_nothing_a_client_sends_makes_a_line_or_a_colour(written: Written, formatter: str) -> None:
+def test_L_27_U_30_nothing_a_client_sends_makes_a_line_or_a_colour(written: Written, formatter: str) -> None:
     access = configure_logging(Log.model_validate({"formatter": formatter}), descriptor=written.descriptor)
     assert access is not None
 
@@ -182,6 +191,43 @@ def test_a_request_that_cannot_be_parsed_is_one_line_without_a_stack(written: Wr
 
     assert 1 <= len(written.lines) <= 30
     assert all(" info request.malformed remote=192.0.2.1 " in line for line in written.lines)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BadStatusLine("GET /?token=s3cret HTTP/9"),
+        BadHttpMethod("s3cret / HTTP/1.1"),
+        InvalidHeader(b"Authorization: Bearer s3cret\0"),
+        InvalidHeader("Authorization: 's3cret'"),
+        LineTooLong(bytearray(b"GET /?token=s3cret"), 8190),
+        LineTooLong(b"Authorization: Bearer s3cret", 8190),
+        BadHttpMessage("Invalid header value char:\n\n  b'Authorization: Bearer s3cret'\n  ^"),
+    ],
+    ids=lambda error: type(error).__name__ + str(error.args[:1])[:20],
+)
+def test_V_15_what_the_parser_quotes_is_not_logged(written: Written, error: HttpProcessingError) -> None:
+    configure_logging(Log(), descriptor=written.descriptor)
+
+    logging.getLogger("aiohttp.server").error("Error from %s", "192.0.2.1", exc_info=error)
+
+    (line,) = written.lines
+    assert "s3cret" not in line
+    assert len(line.partition("problem=")[2]) > len('"Bad" suppressed=0')
+
+
+@pytest.mark.parametrize(
+    "name", ["botocore.auth", "botocore.endpoint", "urllib3.connectionpool", "boto3.resources"]
+)
+def test_V_15_what_is_signed_for_the_store_is_not_logged(written: Written, name: str) -> None:
+    configure_logging(Log(level="debug"), descriptor=written.descriptor)
+
+    logging.getLogger(name).debug("Signature:\n%s", "s3cret")
+    logging.getLogger(name).warning("no answer")
+    LOGGER.debug("said")
+
+    assert [name in line for line in written.lines] == [True, False]
+    assert "s3cret" not in "".join(written.lines)
 
 
 def test_B_211_a_log_that_nobody_reads_ends_nothing(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_every_family_is_filled_and_in_the_manual() -> None:
     metrics.connection_closed()
     metrics.connection_refused("total")
     metrics.connection_timed_out("body")
+    metrics.request_refused("address")
     metrics.login("basic", is_good=True)
     metrics.auth_source("htpasswd", is_stale=False)
     metrics.events_waiting("ci", 2)

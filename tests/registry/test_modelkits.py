@@ -348,7 +348,7 @@ async def test_pages_of_any_size_give_the_whole_list(wire: Wire, form: str) -> N
             assert 0 < len(pages[-1]) <= size
 
 
-async def test_a_page_of_nothing_has_no_next_and_a_page_too_large_is_cut(serve: Serve) -> None:
+async def test_U_32_a_page_of_nothing_has_no_next_and_a_page_too_large_is_cut(serve: Serve) -> None:
     async with serve(catalog={"maxentries": 3}) as url:
         wire = Wire(url)
         await whole_kit().push(wire)
@@ -582,7 +582,7 @@ async def test_a_range_that_lies_outside_is_416_and_says_the_size(wire: Wire, sp
         ("a.json.html", "application/octet-stream", "attachment"),
     ],
 )
-async def test_nothing_that_a_browser_would_run_is_sent_as_what_it_is(
+async def test_U_20_nothing_that_a_browser_would_run_is_sent_as_what_it_is(
     wire: Wire, path: str, media_type: str, kind: str
 ) -> None:
     kit = Kit()

@@ -206,7 +206,8 @@ def test_B_209_hangup_and_usr1_end_nothing(start: Start, workers: int) -> None:
     assert len(served.workers(workers)) == workers
 
 
-def test_a_worker_that_crashes_is_replaced_and_the_others_serve_on(start: Start) -> None:
+def test_L_31_a_worker_that_crashes_is_replaced_and_the_others_serve_on(start: Start) -> None:
+    """Whatever it was at: nothing is a job of its own here that would have to be tried again."""
     served = start(2)
     before = served.workers(2)
 

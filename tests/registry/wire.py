@@ -177,6 +177,19 @@ class Wire:
         return manifest, await self.push_manifest(name, tag, manifest)
 
 
+class WireWith(Wire):
+    """`Wire`, with the same fields in every request, credentials for instance."""
+
+    def __init__(self, wire: Wire, fields: Mapping[str, str]) -> None:
+        self.host, self.port = wire.host, wire.port
+        self._fields = fields
+
+    async def __call__(
+        self, method: str, target: str, *, headers: Mapping[str, str] | None = None, body: Body = b""
+    ) -> Reply:
+        return await super().__call__(method, target, headers={**self._fields, **(headers or {})}, body=body)
+
+
 LAYER = bytes(range(250)) * 4
 
 

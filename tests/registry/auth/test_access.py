@@ -142,6 +142,9 @@ async def test_a_blob_is_mounted_from_where_it_may_be_read_named_or_found(regist
         "from=team//kit",
         "from=/team/kit",
         "from=Team/kit",
+        "from=own/kit&from=team/kit",
+        f"mount={Digest.of(b'another')}&from=team/kit",
+        f"mount={Digest.of(SECRET)}",
     ],
 )
 async def test_A_11_the_source_of_a_mount_is_one_name_and_read_one_way(registry: World, query: str) -> None:
@@ -150,6 +153,21 @@ async def test_A_11_the_source_of_a_mount_is_one_name_and_read_one_way(registry:
     reply = await registry.ask("stranger", "POST", f"/v2/own/kit/blobs/uploads/?mount={digest}&{query}")
 
     assert_refused(reply, 400)
+
+
+async def test_A_11_a_source_in_the_body_is_none_and_the_target_is_no_way_around(registry: World) -> None:
+    digest = await registry.as_user("admin").push_blob(NAME, SECRET)
+    target, form = "/v2/own/kit/blobs/uploads/", {"Content-Type": "application/x-www-form-urlencoded"}
+
+    for query, body in (
+        ("", f"mount={digest}&from={NAME}".encode()),
+        (f"?mount={digest}", f"from={NAME}".encode()),
+        (f"?mount={digest}&from=own/kit", b""),
+        (f"?mount={digest}&from=team%2Fkit", b""),
+    ):
+        reply = await registry.ask("stranger", "POST", f"{target}{query}", headers=form, body=body)
+        assert reply.status == 202
+    assert (await registry.ask("admin", "GET", f"/v2/own/kit/blobs/{digest}")).status == 404
 
 
 # ---- tags that may be made and not moved

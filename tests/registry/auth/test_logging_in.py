@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -248,6 +249,21 @@ class TestTokens:
         reply = await wire("GET", "http://evil.example/v2/", headers={"Host": "evil.example"})
         assert challenge_of(reply).parameters["realm"] == f"{HOST}/v2/token"
 
+    @pytest.mark.parametrize("host", [HOST, None])
+    async def test_A_38_so_is_every_location_and_without_his_word_it_names_no_host(
+        self, registries: Registries, host: str | None
+    ) -> None:
+        evil = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example"}
+        async with registries(http={"host": host}) as url:
+            wire = Wire(url)
+            for target in ("/v2/a/b/blobs/uploads/", "http://evil.example/v2/a/b/blobs/uploads/"):
+                for query in ("", f"?digest={DIGEST}"):
+                    reply = await wire(
+                        "POST", target + query, headers=ALICE | evil, body=b"x" if query else b""
+                    )
+                    assert reply.header("Location").startswith(f"{host or ''}/v2/a/b/blobs/")
+                    assert "evil" not in str(reply.headers)
+
     async def test_docker_s_flow_pushes_and_pulls(self, wire: Wire) -> None:
         challenge = challenge_of(await wire("POST", "/v2/a/b/blobs/uploads/"))
         assert challenge.parameters["scope"] == "repository:a/b:pull,push"
@@ -301,6 +317,15 @@ class TestTokens:
         assert challenge.parameters["error"] == "insufficient_scope"
         more = (await token_of(wire, challenge.parameters["scope"]))["token"]
         assert (await wire(method, path, headers=bearer(more))).status in {200, 202, 404}
+
+    async def test_who_has_a_token_of_nobody_is_told_to_log_in(self, wire: Wire) -> None:
+        asked = await wire("GET", "/v2/token?scope=repository:a/b:pull")
+
+        reply = await wire("GET", "/v2/a/b/tags/list", headers=bearer(asked.json()["token"]))
+
+        assert_refused(reply, 401, code="UNAUTHORIZED")
+        assert "log in to the registry" in reply.json()["errors"][0]["message"]
+        assert challenge_of(reply).parameters["error"] == "insufficient_scope"
 
     async def test_a_token_that_is_not_believed_says_so_in_the_challenge(self, wire: Wire) -> None:
         reply = await wire("GET", "/v2/", headers=bearer("a.b.c"))
@@ -468,6 +493,25 @@ class TestApiKeys:
                 assert_refused(await wire(method, path, headers=headers | JSON), 403, code="DENIED")
         assert_refused(await wire("GET", "/v2/_modelkit/apikeys"), 401)
 
+    async def test_V_17_a_secret_that_is_nearly_right_or_no_ascii_is_wrong_and_no_error(
+        self, wire: Wire
+    ) -> None:
+        key = (await self.made(wire))["key"]
+        head, secret = key[:-43], key[-43:]
+        for wrong in (
+            head,
+            head + secret[:-1],
+            head + secret + "x",
+            head + secret[:-1] + "\u00e9",
+            head + "\u00e9" * 43,
+            head + secret.swapcase(),
+            "mkr_" + "\u212a" * 60,
+            "\u00e9",
+        ):
+            assert_refused(await wire("GET", "/v2/", headers=basic("alice", wrong)), 401)
+            as_sent = wrong.encode().decode("latin-1")
+            assert_refused(await wire("GET", "/v2/", headers=bearer(as_sent)), 401)
+
     async def test_another_users_key_is_not_there(self, wire: Wire) -> None:
         made = await self.made(wire)
         bob = basic("bob", "b0b")
@@ -534,6 +578,26 @@ class TestElsewhere:
             assert_refused(await wire("GET", "/v2/", headers=bearer(TestIssuer().token(access=access))), 401)
             assert (await wire("GET", "/v2/", headers=ALICE)).status == 200
             assert_refused(await wire("GET", "/v2/token", headers=ALICE), 404)
+
+    async def test_A_37_where_clocks_differ_too_much_the_log_says_clock(
+        self, registries: Registries, issuer: TestIssuer, jwks: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        provider = {
+            "issuer": ISSUER,
+            "audiences": [SERVICE],
+            "jwks": jwks,
+            "requiredclaims": {"owner": "acme"},
+        }
+        now = int(time.time())
+        async with registries(token={}, oidc=[provider]) as url:
+            for skew, status in ((45, 200), (-45, 200), (90, 401)):
+                moment = now + skew
+                token = issuer.token(owner="acme", iat=moment, nbf=moment, exp=moment + 300)
+                assert (await Wire(url)("GET", "/v2/", headers=bearer(token))).status == status
+
+        refusals = [vars(record)["fields"] for record in caplog.records if record.msg == "token.refused"]
+        assert len(refusals) == 1
+        assert "clock" in refusals[0]["reason"]
 
     async def test_a_workload_logs_in_with_its_providers_token(
         self, registries: Registries, issuer: TestIssuer, jwks: str

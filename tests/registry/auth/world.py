@@ -129,17 +129,23 @@ def password_of(user: str) -> str:
 
 @asynccontextmanager
 async def world(
-    storage: dict[str, Any], folder: Path, *, scheme: str = "basic", access: dict[str, Any] | None = None
+    storage: dict[str, Any],
+    folder: Path,
+    *,
+    scheme: str = "basic",
+    access: dict[str, Any] | None = None,
+    has_tokens: bool = False,
 ) -> AsyncIterator[World]:
     """A registry with accounts for everybody.
 
     Args:
         folder: of the test's own.
         access: `http.accessControl`; `{}` for none.
+        has_tokens: whether tokens are issued also where nobody needs one.
     """
     users = written(folder / "htpasswd", {user: password_of(user) for user in USERS})
     auth: dict[str, Any] = {"htpasswd": {"path": str(users)}, "apikeys": {}}
-    if scheme == "bearer":
+    if scheme == "bearer" or has_tokens:
         auth["token"] = {}
     access = ACCESS if access is None else access
     http = {"host": HOST, **({"accessControl": access} if access else {})}

@@ -1,0 +1,147 @@
+"""How many requests of one address, and of one user, are answered at a time: no more than that, whoever else asks.
+
+A request counts from the end of its header until the last byte of its answer has left, or nobody is there to take it. Counts
+are of one worker. An answer that was kept (`answer_memo.py`) is given within one step of the event loop, so it is never in flight
+beside another: it is not counted. Nor are questions about health, which must not go unanswered because a client asks for much.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Final
+
+from kitspec.errors import TooManyRequests
+from registry.auth.client_address import client_address
+from registry.config import Limits
+from registry.http_limits import address_group
+
+# To parse addresses costs several microseconds. A client can make as many as it likes, so there is a limit to both.
+_REMEMBERED_MAX: Final = 1024
+_REMEMBERED_LENGTH_MAX: Final = 100
+
+
+class RequestsInFlight:
+    """One for each worker.
+
+    Args:
+        on_refusal: told for each request that is refused what there were too many of: "address" or "user".
+    """
+
+    def __init__(self, limits: Limits, on_refusal: Callable[[str], None]) -> None:
+        self._trusted = [ipaddress.ip_network(text) for text in limits.trustedproxies]
+        self._known_address = lru_cache(_REMEMBERED_MAX)(self._find_address)
+        self._on_refusal = on_refusal
+        self.addresses = Share("address", limits.requestsperaddress, "limits.requestsperaddress")
+        self.users = Share("user", limits.requestsperuser, "limits.requestsperuser")
+
+    def address_of(self, peer: str, forwarded_for: Sequence[str]) -> str:
+        """Whom a request counts for, as for wrong passwords; "" where it counts for nobody: a trusted proxy that does not say.
+
+        Args:
+            peer: of the connection; "" where there is none.
+            forwarded_for: its `X-Forwarded-For` fields.
+        """
+        if not self._trusted:
+            return address_group((peer,))
+        if sum(map(len, forwarded_for)) > _REMEMBERED_LENGTH_MAX:
+            return self._find_address(peer, tuple(forwarded_for))
+        return self._known_address(peer, tuple(forwarded_for))
+
+    def _find_address(self, peer: str, forwarded_for: tuple[str, ...]) -> str:
+        address = client_address(peer, forwarded_for, self._trusted)
+        group = address_group((address,))
+        return "" if group and self._is_trusted(group) else group
+
+    def _is_trusted(self, group: str) -> bool:
+        address = ipaddress.ip_address(group.partition("/")[0])
+        return any(address in network for network in self._trusted)
+
+    def request(self) -> RequestInFlight:
+        """One more, that counts for nobody yet. Whoever takes it ends it."""
+        return RequestInFlight(self)
+
+    def refused(self, share: Share) -> None:
+        self._on_refusal(share.kind)
+
+
+class Share:
+    """What each of a kind, address or user, has in flight.
+
+    Args:
+        allowed: at a time; 0 for any.
+        setting: that says so.
+    """
+
+    def __init__(self, kind: str, allowed: int, setting: str) -> None:
+        self.kind = kind
+        self.allowed = allowed
+        self._setting = setting
+        self.in_flight: dict[str, int] = {}
+
+    def is_used_up(self, key: str) -> bool:
+        return self.in_flight.get(key, 0) >= self.allowed
+
+    def refusal(self, key: str) -> TooManyRequests:
+        count = self.in_flight[key]
+        return TooManyRequests(
+            f"{count} requests of the {self.kind} {key} are being answered, and {self.allowed} are allowed at a time: "
+            f"send fewer at once, try again when some have ended, or ask the operator for more ({self._setting})",
+            detail={"in_flight": count, "allowed": self.allowed},
+        )
+
+    def add(self, key: str) -> None:
+        self.in_flight[key] = self.in_flight.get(key, 0) + 1
+
+    def remove(self, key: str) -> None:
+        left = self.in_flight[key] - 1
+        if left:
+            self.in_flight[key] = left
+        else:
+            del self.in_flight[key]
+
+
+class RequestInFlight:
+    """A request, and for whom it counts."""
+
+    __slots__ = ("_counted", "_of")
+
+    def __init__(self, of: RequestsInFlight) -> None:
+        self._of = of
+        self._counted: list[tuple[Share, str]] = []
+
+    def count_for_address(self, address: str) -> None:
+        """
+        Args:
+            address: of `address_of`.
+
+        Raises:
+            TooManyRequests: it has too many already; this one does not count.
+        """
+        self._count(self._of.addresses, address)
+
+    def count_for_user(self, name: str) -> None:
+        """
+        Args:
+            name: "" for somebody who has none.
+
+        Raises:
+            TooManyRequests: as `count_for_address`.
+        """
+        self._count(self._of.users, name)
+
+    def _count(self, share: Share, key: str) -> None:
+        if not key or not share.allowed:
+            return
+        if share.is_used_up(key):
+            self._of.refused(share)
+            raise share.refusal(key)
+        share.add(key)
+        self._counted.append((share, key))
+
+    def end(self) -> None:
+        """It is answered, or never will be."""
+        for share, key in self._counted:
+            share.remove(key)
+        self._counted.clear()
