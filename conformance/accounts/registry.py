@@ -10,9 +10,9 @@ from pathlib import Path
 
 import bcrypt
 
-from conformance.accounts.authority import Certificates, make_certificates
 from conformance.relay import Proxy
 from conformance.server import Subject, ours
+from tests.authority import Authority, Issued
 
 SCHEMES = ("Basic", "Bearer")
 # Of the block that is for documentation (RFC 5737): nobody's, and needs no name server.
@@ -51,30 +51,32 @@ def running(scratch: Path) -> Iterator[Mapping[str, PrivateRegistry]]:
     Raises:
         ServerFailed: as `Subject.running`.
     """
-    certificates = make_certificates(scratch / "certificates", "127.0.0.1", _ADDRESS)
+    (folder := scratch / "certificates").mkdir(parents=True)
+    authority = Authority(folder)
+    certificate = authority.issue("127.0.0.1", _ADDRESS)
     writer, reader = (Account(name, secrets.token_urlsafe(16)) for name in ("writer", "reader"))
     with ExitStack() as stack:
         registries = {}
         for scheme in SCHEMES:
-            subject = _subject(scheme, certificates, writer, reader)
+            subject = _subject(scheme, authority, certificate, writer, reader)
             real = stack.enter_context(subject.running(scratch / scheme.lower()))
             proxy = Proxy(real, _ADDRESS)
             stack.enter_context(proxy.running())
             host = f"{_ADDRESS}:{real.rpartition(':')[2]}"
-            registries[scheme] = PrivateRegistry(
-                host, f"http://{proxy.host}", certificates.authority, writer, reader
-            )
+            registries[scheme] = PrivateRegistry(host, f"http://{proxy.host}", authority.file, writer, reader)
         yield registries
 
 
-def _subject(scheme: str, certificates: Certificates, writer: Account, reader: Account) -> Subject:
+def _subject(
+    scheme: str, authority: Authority, certificate: Issued, writer: Account, reader: Account
+) -> Subject:
     token = f"  token: {{realm: 'https://{_ADDRESS}:{{port}}/v2/token'}}\n" if scheme == "Bearer" else ""
     config = f"""\
 auth:
   htpasswd: {{path: '{{users}}'}}
 {token}\
 http:
-  tls: {{certificate: '{certificates.certificate}', key: '{certificates.key}'}}
+  tls: {{certificate: '{certificate.certificate}', key: '{certificate.key}'}}
   accessControl:
     repositories:
       "**":
@@ -90,7 +92,7 @@ http:
         config=config,
         users="".join(f"{account.name}:{_hashed(account.password)}\n" for account in (writer, reader)),
         login=(writer.name, writer.password),
-        authority=certificates.authority,
+        authority=authority.file,
     )
 
 

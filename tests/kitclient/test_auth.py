@@ -16,6 +16,7 @@ from kitclient.errors import ServerMisbehaved
 from kitspec.digest import Digest
 from kitspec.errors import Denied, Unauthorized
 from kitspec.names import Tag
+from tests.clock import Clock
 from tests.contracts.registry_contract import CONTENT, REPOSITORY, push_blob, read_blob
 from tests.kitclient.peer import client, serving
 
@@ -42,13 +43,6 @@ class Realm:
         self.asked.append((method, url, dict(headers), dict(form) if form else None))
         status, document = self.answers.pop(0)
         return TokenAnswer(status, document if isinstance(document, bytes) else json.dumps(document).encode())
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def bearer(realm: str = "https://auth.example/token", scope: str = "repository:lib/a:pull") -> list[str]:

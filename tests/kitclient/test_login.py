@@ -21,7 +21,7 @@ from kitclient import cli
 from kitclient.credentials import Credential
 from kitclient.image_layout import LayoutRegistry
 from kitclient.stores import is_loopback
-from tests.kitclient.authority import Authority
+from tests.authority import Authority
 from tests.kitclient.kit_server import serving_kits
 from tests.kitclient.peer import Answer, serving
 

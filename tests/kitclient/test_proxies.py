@@ -18,7 +18,7 @@ from kitclient.credentials import Credential
 from kitclient.errors import TransportRefused
 from kitclient.proxies import Proxies
 from kitclient.tls import TlsOptions
-from tests.kitclient.authority import Authority, self_signed
+from tests.authority import Authority, self_signed
 from tests.kitclient.peer import client, serving
 
 SECRET = Credential("user", "canary-password")

@@ -17,8 +17,8 @@ from kitclient.credentials import Credential
 from kitclient.errors import TransportRefused
 from kitclient.tls import TlsOptions, tls_contexts, with_host_files
 from kitspec.digest import Digest
+from tests.authority import HOST, Authority, Issued, self_signed
 from tests.contracts.registry_contract import CONTENT, read_blob
-from tests.kitclient.authority import HOST, Authority, Issued, self_signed
 from tests.kitclient.peer import Peer, client, serving
 
 

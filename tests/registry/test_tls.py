@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from registry.app import services_of
 from registry.config import Tls
 from registry.tls import ServerTls, TlsUnusable, tls_problems
-from tests.registry.auth.test_certificate_login import Authority
+from tests.authority import Authority
 from tests.registry.conftest import configured, served
 
 
@@ -58,8 +58,8 @@ async def shown_name(context: ssl.SSLContext) -> str:
 
 
 def test_a_certificate_and_a_key_that_do_not_match_are_refused(authority: Authority) -> None:
-    certificate, _ = authority.issued("one.example")
-    _, key = authority.issued("two.example")
+    certificate, _ = authority.issue("one.example")
+    _, key = authority.issue("two.example")
 
     (problem,) = tls_problems(Tls(certificate=certificate, key=key))
 
@@ -82,7 +82,7 @@ def test_every_file_that_cannot_be_read_is_named_with_its_key(tmp_path: Path) ->
 def test_what_is_no_certificate_and_what_is_no_key_are_told_apart(
     authority: Authority, tmp_path: Path
 ) -> None:
-    certificate, key = authority.issued("one.example")
+    certificate, key = authority.issue("one.example")
     nonsense = tmp_path / "nonsense"
     nonsense.write_text("nonsense")
 
@@ -91,7 +91,7 @@ def test_what_is_no_certificate_and_what_is_no_key_are_told_apart(
 
 
 def test_an_encrypted_key_is_refused_and_nobody_is_asked(authority: Authority) -> None:
-    certificate, key = authority.issued("one.example")
+    certificate, key = authority.issue("one.example")
     loaded = load_pem_private_key(key.read_bytes(), None)
     key.write_bytes(
         loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
@@ -103,10 +103,10 @@ def test_an_encrypted_key_is_refused_and_nobody_is_asked(authority: Authority) -
 
 
 async def test_a_new_certificate_is_shown_by_the_running_context(authority: Authority) -> None:
-    certificate, key = authority.issued("one.example")
+    certificate, key = authority.issue("one.example")
     tls = await asyncio.to_thread(ServerTls, Tls(certificate=certificate, key=key))
     before = await shown_name(tls.context)
-    for ours, new in zip((certificate, key), authority.issued("two.example"), strict=True):
+    for ours, new in zip((certificate, key), authority.issue("two.example"), strict=True):
         new.replace(ours)
 
     await tls.look()
@@ -118,7 +118,7 @@ async def test_a_swapped_symlink_is_a_new_certificate(authority: Authority, tmp_
     for number in (1, 2):
         folder = tmp_path / f"version{number}"
         folder.mkdir()
-        for path, name in zip(authority.issued(f"{number}.example"), ("crt", "key"), strict=True):
+        for path, name in zip(authority.issue(f"{number}.example"), ("crt", "key"), strict=True):
             path.replace(folder / name)
     current = tmp_path / "current"
     current.symlink_to("version1")
@@ -134,9 +134,9 @@ async def test_a_swapped_symlink_is_a_new_certificate(authority: Authority, tmp_
 async def test_a_pair_that_does_not_match_leaves_the_old_one_and_is_logged_once(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    certificate, key = authority.issued("one.example")
+    certificate, key = authority.issue("one.example")
     tls = await asyncio.to_thread(ServerTls, Tls(certificate=certificate, key=key))
-    new_certificate, new_key = authority.issued("two.example")
+    new_certificate, new_key = authority.issue("two.example")
 
     new_certificate.replace(certificate)
     await tls.look()
@@ -151,8 +151,8 @@ async def test_a_pair_that_does_not_match_leaves_the_old_one_and_is_logged_once(
 
 
 async def test_a_registry_does_not_start_with_a_pair_that_does_not_match(authority: Authority) -> None:
-    certificate, _ = authority.issued("one.example")
-    _, key = authority.issued("two.example")
+    certificate, _ = authority.issue("one.example")
+    _, key = authority.issue("two.example")
     config = configured({"inmemory": {}}, http={"tls": {"certificate": str(certificate), "key": str(key)}})
 
     with pytest.raises(TlsUnusable, match="belongs to another certificate"):
@@ -170,7 +170,7 @@ async def test_a_registry_does_not_start_with_a_pair_that_does_not_match(authori
 async def test_browsers_are_told_to_come_by_https_where_tls_is_ours(
     authority: Authority, headers: dict[str, str], seen: str
 ) -> None:
-    certificate, key = authority.issued("localhost")
+    certificate, key = authority.issue("localhost")
     tls = {"certificate": str(certificate), "key": str(key)}
     config = configured({"inmemory": {}}, http={"tls": tls, "headers": headers})
     async with (

@@ -1,7 +1,6 @@
 """Keys of users for their programs: made, used, limited, taken back."""
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given
@@ -13,28 +12,7 @@ from registry.auth import api_keys
 from registry.auth.api_keys import ApiKeys
 from registry.auth.identity import Grant
 from storage_backends.interface import StorageBackend
-from storage_backends.memory import MemoryBackend
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-async def backend() -> AsyncIterator[StorageBackend]:
-    backend = MemoryBackend()
-    await backend.start()
-    yield backend
-    await backend.close()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.clock import Clock
 
 
 @pytest.fixture

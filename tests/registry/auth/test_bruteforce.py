@@ -1,14 +1,7 @@
 """Guessing is slowed down, and nobody is locked out by others."""
 
 from registry.auth.bruteforce import ADDRESS_FREE, DELAY_MAX_S, FORGET_S, PAIR_FREE, Backoff
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 def guessed(backoff: Backoff, count: int, address: str = "192.0.2.1", user: str = "alice") -> None:

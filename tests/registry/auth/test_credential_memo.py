@@ -7,21 +7,9 @@ import pytest
 from registry.auth.credential_memo import AGE_MAX_S, ENTRIES_MAX, CredentialMemo
 from registry.auth.http_auth import BasicCredentials, BearerToken
 from registry.auth.login import Login
+from tests.clock import Clock
 
 ALICE = BasicCredentials("alice", b"secret")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

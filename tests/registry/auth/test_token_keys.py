@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,30 +9,9 @@ import pytest
 from registry import layout
 from registry.auth.token_keys import Seal, TokenKeys
 from storage_backends.interface import StorageBackend
-from storage_backends.memory import MemoryBackend
+from tests.clock import Clock
 
 DAY = 24 * 3600.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-async def backend() -> AsyncIterator[StorageBackend]:
-    backend = MemoryBackend()
-    await backend.start()
-    yield backend
-    await backend.close()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def keys_on(backend: StorageBackend, clock: Clock, secret: str | None = "s3cret") -> TokenKeys:

@@ -16,6 +16,7 @@ from registry.auth.token_keys import Seal, TokenKeys
 from registry.auth.token_service import FORM_SIZE_MAX, GrantRefused, TokenService
 from registry.auth.tokens import TokenInvalid, parse_token
 from storage_backends.memory import MemoryBackend
+from tests.clock import BEGIN, Clock
 from tests.registry.auth.logins import SERVICE
 
 FORM = "application/x-www-form-urlencoded"
@@ -36,18 +37,11 @@ class Desk:
             case BasicCredentials(user="alice", password=b"secret"):
                 return Login("alice", method="basic", binding=f"password:{self.passwords['alice']}")
             case BasicCredentials(user="ci", password=b"workload"):
-                return Login("oidc:ci", frozenset({"builders"}), method="oidc", expires=Clock.now + 120)
+                return Login("oidc:ci", frozenset({"builders"}), method="oidc", expires=BEGIN + 120)
             case BearerToken(text="access"):
                 return Login("alice", method="bearer")
             case _:
                 raise Unauthorized("the user name or the password is wrong")
-
-
-class Clock:
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def granted(identity: Identity, kind: str, name: str, actions: Iterable[str]) -> frozenset[str]:
@@ -97,7 +91,7 @@ async def test_a_token_says_who_and_for_what(endpoint: Endpoint) -> None:
     assert reply["issued_at"] == "2027-01-15T08:00:00Z"
     assert "refresh_token" not in reply
     login = await endpoint.access(reply)
-    assert (login.name, login.method, login.expires) == ("alice", "bearer", Clock.now + 300)
+    assert (login.name, login.method, login.expires) == ("alice", "bearer", BEGIN + 300)
     assert login.grants == (
         Grant("repository", "a/b", frozenset({"pull", "push"})),
         Grant("registry", "catalog", frozenset({"*"})),
@@ -164,7 +158,7 @@ async def test_a_token_does_not_outlive_what_it_was_made_of(endpoint: Endpoint) 
     reply = await endpoint.get("offline_token=true", BasicCredentials("ci", b"workload"))
 
     login = await endpoint.access(reply)
-    assert (login.name, login.groups, login.expires) == ("oidc:ci", {"builders"}, Clock.now + 120)
+    assert (login.name, login.groups, login.expires) == ("oidc:ci", {"builders"}, BEGIN + 120)
     assert reply["expires_in"] == 120
     assert "refresh_token" not in reply
 

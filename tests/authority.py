@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -24,8 +25,7 @@ HOST = "registry.example"
 _Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
-@dataclass(frozen=True)
-class Issued:
+class Issued(NamedTuple):
     """A certificate with what a server sends with it, and its key, in files."""
 
     certificate: Path
@@ -65,7 +65,7 @@ class Authority:
     def issue(
         self,
         name: str = HOST,
-        *,
+        *more: str,
         days: int = 1,
         bits: int | None = None,
         sha1: bool = False,
@@ -75,13 +75,14 @@ class Authority:
         """A certificate for a host.
 
         Args:
+            more: hosts that it is for as well.
             days: until it ends; negative: since it ended.
             bits: of an RSA key, in place of one on a curve.
             with_chain: send ours along, for who trusts only the authority above.
         """
         key = _new_key(bits)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._signed(subject, key, self, days=days, sha1=sha1, host=name)
+        certificate = self._signed(subject, key, self, days=days, sha1=sha1, hosts=(name, *more))
         return self._written(name, certificate + (self.certificate if with_chain else b""), key, passphrase)
 
     def _written(self, name: str, certificate: bytes, key: _Key, passphrase: bytes | None = None) -> Issued:
@@ -99,7 +100,7 @@ class Authority:
         *,
         days: int = 1,
         sha1: bool = False,
-        host: str | None = None,
+        hosts: Sequence[str] = (),
         is_authority: bool = False,
     ) -> bytes:
         begin, end = sorted(
@@ -133,13 +134,18 @@ class Authority:
                 decipher_only=False,
             )
             builder = builder.add_extension(usage, critical=True)
-        if host is not None:
-            names: list[x509.GeneralName] = [x509.DNSName(host)]
-            if host[0].isdigit():
-                names = [x509.IPAddress(ipaddress.ip_address(host))]
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        if hosts:
+            names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+            builder = builder.add_extension(names, critical=False)
         certificate = builder.sign(issuer.key, SHA256())
         return _with_sha1(certificate, issuer.key) if sha1 else certificate.public_bytes(Encoding.PEM)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _new_key(bits: int | None = None) -> _Key:
@@ -162,5 +168,5 @@ def self_signed(folder: Path, name: str = HOST) -> Issued:
     """A certificate that its own key has signed."""
     authority = Authority(folder, f"self-signed {name}")
     authority.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    certificate = authority._signed(authority.name, authority.key, authority, host=name)
+    certificate = authority._signed(authority.name, authority.key, authority, hosts=[name])
     return authority._written(name, certificate, authority.key)
