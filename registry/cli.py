@@ -33,7 +33,7 @@ from registry.garbage import Collected
 from registry.logs import configure_logging, log_event
 from registry.readiness import NotReady, address_to_ask, ask_ready
 from registry.reload import ConfigSource, file_problems
-from registry.workers import ListenFailed, Serving, serve
+from registry.workers import Serving, StartFailed, serve
 from storage_backends.interface import StorageBackend, StorageError
 
 LOGGER = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def serve_command(  # noqa: PLR0917 - click passes by name
                 source=ConfigSource(loaded.config, path, environ=dict(os.environ), overrides=overrides),
             )
         )
-    except ListenFailed as error:
+    except StartFailed as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -68,8 +68,8 @@ _ALLOCATOR = (
 )
 
 
-class ListenFailed(Exception):
-    """The address cannot be listened to; the message says why and what to do."""
+class StartFailed(Exception):
+    """Nothing can be served; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def serve(
         the exit status of the process: 0 after a clean drain.
 
     Raises:
-        ListenFailed: before anything was started.
+        StartFailed: before anything was started.
     """
     count = config.worker_count
     listeners = listen(config.http.addr, count)
@@ -124,7 +124,7 @@ def listen(address: str, count: int) -> list[socket.socket]:
     """`count` listening sockets on one address; the kernel spreads connections over them.
 
     Raises:
-        ListenFailed: the address is taken, not ours, or not known.
+        StartFailed: the address is taken, not ours, or not known.
     """
     host, _, port_text = address.rpartition(":")
     host, port = host.strip("[]"), int(port_text)
@@ -138,7 +138,7 @@ def listen(address: str, count: int) -> list[socket.socket]:
     except OSError as error:
         for opened in sockets:
             opened.close()
-        raise ListenFailed(
+        raise StartFailed(
             f"cannot listen on {address}: {error.strerror or error}; choose another address with --listen or http.addr"
         ) from error
     return sockets
@@ -300,7 +300,7 @@ class Supervisor:
         self._stopping = False
         self._kill_at = float("inf")
         self._exit_status = 0
-        self._metrics_folder = Path(tempfile.mkdtemp(prefix="modelkit-registry-"))
+        self._metrics_folder = _new_folder()
         self._selector = selectors.DefaultSelector()
         self._alive_read, self._alive_write = os.pipe()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -506,6 +506,16 @@ class Supervisor:
         self._restarts = [(when, number) for when, number in self._restarts if when > now]
         for number in due:
             self._start(number)
+
+
+def _new_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="modelkit-registry-"))
+    except OSError as error:
+        raise StartFailed(
+            f"workers count together in files of a temporary folder, and none can be written ({error.strerror}); "
+            "mount one at /tmp, name another with TMPDIR, or serve with --workers 1"
+        ) from error
 
 
 def _allow_many_files() -> None:

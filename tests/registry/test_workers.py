@@ -7,16 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
 
-from registry.workers import ListenFailed, listen, tune_allocator
+from registry.config import Config
+from registry.workers import StartFailed, listen, serve, tune_allocator
 
 ROOT = Path(__file__).parents[2]
 SOON_S = 20.0
@@ -320,15 +323,29 @@ def test_a_taken_address_is_said_with_what_to_do() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
 
         with pytest.raises(
-            ListenFailed, match=f"cannot listen on {address}: Address already in use; .*--listen"
+            StartFailed, match=f"cannot listen on {address}: Address already in use; .*--listen"
         ):
             listen(address, 1)
 
 
 @pytest.mark.parametrize("address", ["no-such-host.invalid:5000", "192.0.2.1:0"])
 def test_an_address_that_is_not_ours_is_refused(address: str) -> None:
-    with pytest.raises(ListenFailed, match="cannot listen on"):
+    with pytest.raises(StartFailed, match="cannot listen on"):
         listen(address, 1)
+
+
+def test_several_workers_without_a_temporary_folder_are_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    config = Config.model_validate({"http": {"addr": "127.0.0.1:0"}, "workers": 2})
+
+    with pytest.raises(StartFailed, match=r"TMPDIR.*--workers 1"):
+        serve(config, run_worker=_never)
+
+
+async def _never(*_: Any, **__: Any) -> None:
+    raise AssertionError("nothing is to be served")
 
 
 def test_no_host_is_all_addresses() -> None:
