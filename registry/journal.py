@@ -165,7 +165,7 @@ class Journal:
                 self._count += 1
                 key = f"{_key_at(self._backend.now())}{self._origin}{self._count:x}"
                 lines = [json.dumps(change.to_json()) for change in batch.changes]
-                await self._backend.write(key, "\n".join(lines).encode(), expect="")
+                await self._backend.create(key, "\n".join(lines).encode())
         except TimeoutError as error:
             raise StorageUnavailable(f"the journal could not be written for {APPEND_MAX_S:g} s") from error
         finally:

@@ -57,6 +57,10 @@ class MeteredBackend:
         with self.timed("write"):
             return await self._inner.write(key, content, expect=expect)
 
+    async def create(self, key: str, content: bytes) -> ObjectInfo:
+        with self.timed("create"):
+            return await self._inner.create(key, content)
+
     async def touch(self, key: str) -> ObjectInfo:
         with self.timed("touch"):
             return await self._inner.touch(key)

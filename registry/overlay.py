@@ -71,6 +71,9 @@ class Overlay:
             self._forget(next(iter(self._records)))
         return info
 
+    async def create(self, key: str, content: bytes) -> ObjectInfo:
+        return await self.write(key, content, expect="")
+
     async def touch(self, key: str) -> ObjectInfo:
         """Only what is kept in memory can be."""
         kept = self._records.get(key)

@@ -345,6 +345,17 @@ class StorageBackend(Protocol):
         """
         ...
 
+    async def create(self, key: str, content: bytes) -> ObjectInfo:
+        """Write a record under a key that was never used: whole for whoever reads it, durable when this returns.
+
+        Cheaper than `write` where it is dear to wait for a disk, for of a call that did not return a power cut may leave a
+        torn record: it is for logs, whose readers can tell.
+
+        Raises:
+            PreconditionFailed: something is there; nothing was written.
+        """
+        ...
+
     async def touch(self, key: str) -> ObjectInfo:
         """Make an object, a record or content, as new as if it was written now.
 

@@ -139,6 +139,9 @@ class LocalBackend:
     async def write(self, key: str, content: bytes, *, expect: str | None = None) -> ObjectInfo:
         return await self._threads.run(self._write, key, self._path(key), content, expect)
 
+    async def create(self, key: str, content: bytes) -> ObjectInfo:
+        return await self._threads.run(self._create, key, self._path(key), content)
+
     async def touch(self, key: str) -> ObjectInfo:
         return await self._threads.run(self._touch, key, self._path(key))
 
@@ -198,6 +201,13 @@ class LocalBackend:
             newer_than = 0 if before is None else before.st_mtime_ns
             after = self._folder.replace(path, content, newer_than=newer_than, is_new=before is None)
         return object_info(key, after)
+
+    def _create(self, key: str, path: str, content: bytes) -> ObjectInfo:
+        with translated(key), in_its_place(key):
+            try:
+                return object_info(key, self._folder.create(path, content))
+            except FileExistsError as error:
+                raise PreconditionFailed(f"{key} is there already") from error
 
     def _touch(self, key: str, path: str) -> ObjectInfo:
         """Not synced: the bytes are durable already. What a power cut takes back is an age, for the sake of something that was not

@@ -250,22 +250,14 @@ class Folder:
     def replace(self, path: str, content: bytes, *, newer_than: int, is_new: bool) -> os.stat_result:
         """Put a file with `content` at `path`, whole and durable, its time (ns) being greater than `newer_than`.
 
-        Two fsyncs, of the file and of its folder (D2). That the temporary name is gone need not be durable:
-        what a power cut brings back there, the next start removes.
+        Two fsyncs, of the file and of its folder (D2); of the folder only when there are no bytes that could be missing
+        behind the name. That the temporary name is gone need not be durable: what a power cut brings back there, the next
+        start removes.
         """
-        self.settle(os.path.dirname(path))
-        with self.temporary() as (descriptor, temporary):
-            write_all(descriptor, content)
-            os.fchmod(descriptor, 0o644)
-            modified = max(time.time_ns(), newer_than + 1)
-            os.utime(descriptor, ns=(modified, modified))
-            self.sync(descriptor)
-            try:
-                os.rename(temporary, path)
-            except FileNotFoundError:
-                self.unsettle()
-                self.settle(os.path.dirname(path))
-                os.rename(temporary, path)
+        with self._written(content, newer_than=newer_than) as (descriptor, temporary):
+            if content:
+                self.sync(descriptor)
+            self._named(os.rename, temporary, path)
             try:
                 self.sync_folder(os.path.dirname(path))
             except SyncFailed:
@@ -273,6 +265,45 @@ class Folder:
                     os.unlink(path)  # never serve what failed to become durable (D5)
                 raise
             return os.fstat(descriptor)
+
+    def create(self, path: str, content: bytes) -> os.stat_result:
+        """Put a file with `content` where none is, whole for whoever looks, and durable when this returns.
+
+        The name comes before the fsyncs, of the file and of its folder. So the first commits both in the file system's journal
+        and the second finds nothing to wait for; and a power cut before that may leave a name with torn bytes.
+
+        Raises:
+            FileExistsError: something is there.
+        """
+        with self._written(content, newer_than=0) as (descriptor, temporary):
+            self._named(os.link, temporary, path)
+            try:
+                self.sync(descriptor)
+                self.sync_folder(os.path.dirname(path))
+            except SyncFailed:
+                os.unlink(path)  # as above
+                raise
+            return os.fstat(descriptor)
+
+    @contextmanager
+    def _written(self, content: bytes, *, newer_than: int) -> Iterator[tuple[int, str]]:
+        """A temporary file with `content` that needs nothing but its name."""
+        with self.temporary() as (descriptor, path):
+            write_all(descriptor, content)
+            os.fchmod(descriptor, 0o644)
+            modified = max(time.time_ns(), newer_than + 1)
+            os.utime(descriptor, ns=(modified, modified))
+            yield descriptor, path
+
+    def _named(self, give: Callable[[str, str], None], temporary: str, path: str) -> None:
+        """Give a temporary file its name, in a folder that is durable."""
+        self.settle(os.path.dirname(path))
+        try:
+            give(temporary, path)
+        except FileNotFoundError:
+            self.unsettle()
+            self.settle(os.path.dirname(path))
+            give(temporary, path)
 
     def publish(self, data: int, directory: int, key: str) -> os.stat_result:
         """Give the file `data` in `directory` the name of `key` too, durably; what is there already stays (D6), freshened.

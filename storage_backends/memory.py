@@ -105,6 +105,9 @@ class MemoryBackend:
             raise PreconditionFailed(f"{key} is not the expected version")
         return self._put(key, bytes(content))
 
+    async def create(self, key: str, content: bytes) -> ObjectInfo:
+        return await self.write(key, content, expect="")
+
     async def touch(self, key: str) -> ObjectInfo:
         return self._put(key, self._object(key).content)
 

@@ -184,6 +184,9 @@ class S3Backend:
         self._folders.pop(key, None)
         return self._records.info_after(key, len(content), version)
 
+    async def create(self, key: str, content: bytes) -> ObjectInfo:
+        return await self.write(key, content, expect="")
+
     async def touch(self, key: str) -> ObjectInfo:
         check_key(key)
         return await self._threads.run(lambda: self._records.touch(self._records.look(key)))

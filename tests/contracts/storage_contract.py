@@ -240,6 +240,51 @@ class StorageContract:
 
         assert (await backend.read("a", size_max=9))[0] == b"1"
 
+    async def test_a_record_is_created_once(self, backend: StorageBackend) -> None:
+        created = await backend.create("a/b", b"1")
+
+        with pytest.raises(PreconditionFailed):
+            await backend.create("a/b", b"2")
+
+        assert await backend.read("a/b", size_max=9) == (b"1", created)
+        assert await keys_of(backend) == ["a/b"]
+
+    async def test_a_record_is_not_created_where_one_was_written(self, backend: StorageBackend) -> None:
+        written = await backend.write("a", b"1")
+
+        with pytest.raises(PreconditionFailed):
+            await backend.create("a", b"2")
+
+        assert await backend.read("a", size_max=9) == (b"1", written)
+
+    async def test_a_record_that_was_created_can_be_replaced_and_deleted(
+        self, backend: StorageBackend
+    ) -> None:
+        created = await backend.create("a", b"1")
+        replaced = await backend.write("a", b"2", expect=created.version)
+
+        assert await backend.read("a", size_max=9) == (b"2", replaced)
+
+        await backend.delete("a", expect=replaced.version)
+        created = await backend.create("a", b"3")
+
+        assert await backend.read("a", size_max=9) == (b"3", created)
+
+    async def test_of_those_who_create_a_record_at_once_one_succeeds(self, backend: StorageBackend) -> None:
+        contents = [b"%d" % number * 5000 for number in range(8)]
+
+        outcomes = await asyncio.gather(
+            *(backend.create("a", content) for content in contents), return_exceptions=True
+        )
+
+        created = [
+            content
+            for content, outcome in zip(contents, outcomes, strict=True)
+            if isinstance(outcome, ObjectInfo)
+        ]
+        assert [(await backend.read("a", size_max=5000))[0]] == created
+        assert sum(isinstance(outcome, PreconditionFailed) for outcome in outcomes) == 7
+
     async def test_a_write_that_expects_a_version_is_refused_when_it_is_another(
         self, backend: StorageBackend
     ) -> None:

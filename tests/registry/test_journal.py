@@ -36,14 +36,13 @@ class Store(MemoryBackend):
     def now(self) -> float:
         return super().now() + self.passed
 
-    async def write(self, key: str, content: bytes, *, expect: str | None = None) -> ObjectInfo:
-        if key.startswith(layout.JOURNAL):
-            self.writes.append(key)
-            if self.waits is not None:
-                await self.waits.wait()
-            if self.fails is not None:
-                raise self.fails
-        return await super().write(key, content, expect=expect)
+    async def create(self, key: str, content: bytes) -> ObjectInfo:
+        self.writes.append(key)
+        if self.waits is not None:
+            await self.waits.wait()
+        if self.fails is not None:
+            raise self.fails
+        return await super().create(key, content)
 
 
 @pytest.fixture

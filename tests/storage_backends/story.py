@@ -25,7 +25,10 @@ _STEPS = (
     "committed",
     "small committed",
     "deleted",
+    "empty",
+    "logged",
 )
+_KEPT = {"empty": ("links/one", b""), "logged": ("log/one", b"line\n" * 2000)}
 
 
 async def _chunks(content: bytes) -> AsyncIterator[bytes]:
@@ -58,6 +61,10 @@ async def tell(backend: LocalBackend, acknowledge: Callable[[str], None]) -> Non
     acknowledge("small committed")
     await backend.delete("records/one")
     acknowledge("deleted")
+    await backend.write(*_KEPT["empty"])
+    acknowledge("empty")
+    await backend.create(*_KEPT["logged"])
+    acknowledge("logged")
 
 
 async def check(root: Path, acknowledged: list[str], *, may_discard: bool = False) -> None:
@@ -76,6 +83,8 @@ async def check(root: Path, acknowledged: list[str], *, may_discard: bool = Fals
     try:
         await backend.probe()
         await _check_record(backend, reached)
+        for step, (key, content) in _KEPT.items():
+            await _check_kept(backend, key, content, reached, step)
         await _check_content(backend, "content/de/large", FIRST + SECOND, reached, "committed")
         await _check_content(backend, "content/ad/small", FIRST, reached, "small committed")
         await _check_upload(backend, reached, may_discard=may_discard)
@@ -94,12 +103,22 @@ async def _check_record(backend: LocalBackend, reached: int) -> None:
     possible: list[bytes | None] = [None, b"1", b"2" * 5000]
     allowed = possible[reached : reached + 2] if reached < 2 else [b"2" * 5000]
     if reached >= _STEPS.index("small committed"):
-        allowed = [None] if reached == _STEPS.index("deleted") else [b"2" * 5000, None]
+        allowed = [None] if reached >= _STEPS.index("deleted") else [b"2" * 5000, None]
     try:
         found: bytes | None = (await backend.read("records/one", size_max=9999))[0]
     except ObjectMissing:
         found = None
     assert found in allowed, f"after {_STEPS[reached]!r} the record is {found!r}"
+
+
+async def _check_kept(backend: LocalBackend, key: str, content: bytes, reached: int, step: str) -> None:
+    try:
+        found, _ = await backend.read(key, size_max=99_999)
+    except ObjectMissing:
+        assert reached < _STEPS.index(step), f"{key} is lost after {_STEPS[reached]!r}"
+    else:
+        assert reached + 1 >= _STEPS.index(step), f"{key} is there too early, after {_STEPS[reached]!r}"
+        assert found == content
 
 
 async def _check_content(backend: LocalBackend, key: str, content: bytes, reached: int, step: str) -> None:

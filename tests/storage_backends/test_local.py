@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -286,17 +286,34 @@ class FailingSync:
 
 
 @pytest.mark.parametrize("nth", [1, 2], ids=["file", "folder"])
+@pytest.mark.parametrize("how", [LocalBackend.write, LocalBackend.create], ids=["write", "create"])
 async def test_X_05_a_new_record_whose_fsync_failed_is_never_served(
-    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch, nth: int
+    backend: LocalBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    root: Path,
+    how: Callable[[LocalBackend, str, bytes], Awaitable[object]],
+    nth: int,
 ) -> None:
     FailingSync(monkeypatch, errno.EIO, nth)
 
     with pytest.raises(StorageUnavailable, match="EIO"):
-        await backend.write("a", b"1")
+        await how(backend, "a", b"1")
 
     assert await keys_of(backend) == []
+    assert temporary_files(root) == []
     with pytest.raises(StorageUnavailable, match="fsync"):
         await backend.probe()
+
+
+async def test_X_05_an_empty_record_whose_folder_was_not_synced_is_never_served(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FailingSync(monkeypatch, errno.EIO, nth=1)
+
+    with pytest.raises(StorageUnavailable, match="EIO"):
+        await backend.write("a", b"")
+
+    assert await keys_of(backend) == []
 
 
 @pytest.mark.parametrize("nth", [1, 2], ids=["file", "folder"])
@@ -561,9 +578,11 @@ async def test_without_durability_no_fsync_is_called(root: Path, monkeypatch: py
     await backend.start()
 
     await backend.write("a", b"1")
+    await backend.create("b", b"1")
     await store_content(backend, "x", b"content")
     await append(await backend.begin_upload("u"), b"content")
     await backend.delete("a")
+    await backend.delete("b")
     await backend.probe()
 
     assert await keys_of(backend) == ["x"]
