@@ -196,17 +196,22 @@ async def open_audit(path: Path | None) -> AsyncIterator[AuditLog | None]:
 
 
 class AuditedJournal(Journal):
-    """A journal whose entries are in the audit log, too, before what they tell is acknowledged."""
+    """A journal whose entries are in the audit log, too, before what they tell is acknowledged.
+
+    So are those that could not be written: what they tell was done.
+    """
 
     def __init__(self, backend: StorageBackend, audit: AuditLog) -> None:
         super().__init__(backend)
         self._audit = audit
 
     async def _write(self, batch: Batch) -> None:
-        await super()._write(batch)
-        for change in batch.changes:
-            self._audit.record(change.to_json())
-        await self._audit.written()
+        try:
+            await super()._write(batch)
+        finally:
+            for change in batch.changes:
+                self._audit.record(change.to_json())
+            await self._audit.written()
 
 
 class AuditedLogins:

@@ -342,11 +342,10 @@ class HostedRegistry:
         promise = self.freshness.promise()
         with translated():
             if (found := await self._find_link(name, digest)) is not None:
-                return (
-                    Descriptor(BLOB_MEDIA_TYPE, digest, found.size)
-                    if await _rests(promise, found.link)
-                    else None
-                )
+                if not await _rests(promise, found.link):
+                    return None
+                await self._note_link("mount", name, digest, found.size, source)
+                return Descriptor(BLOB_MEDIA_TYPE, digest, found.size)
             if source is not None:
                 info = await self._find_blob(source, digest)
             elif await self._exists(layout.blob_key(digest)):
@@ -382,22 +381,23 @@ class HostedRegistry:
         with translated():
             await self._enter_catalog(name)
             key = layout.link_key(name, digest)
-            is_new = await self._link(key, promise)
+            await self._link(key, promise)
             # A link whose blob is gone is harmless, and may be somebody else's by now: it stays.
             await promise.renew(also=(key, blob.key))
-        if is_new:
-            action = "push" if source is None else "mount"
-            change = Change(action, name, digest, BLOB_MEDIA_TYPE, blob.size, source=source)
-            await self._journal.append(change)
+        await self._note_link("push" if source is None else "mount", name, digest, blob.size, source)
 
-    async def _link(self, key: str, promise: Promise) -> bool:
-        """Write a link, or keep the one that is there; whether it is new."""
+    async def _link(self, key: str, promise: Promise) -> None:
+        """Write a link, or keep the one that is there."""
         try:
             await promise.rest_on(await self.backend.stat(key))
         except ObjectMissing:
             await self.backend.write(key, b"")
-            return True
-        return False
+
+    async def _note_link(
+        self, action: str, name: RepositoryName, digest: Digest, size: int, source: RepositoryName | None
+    ) -> None:
+        """Also of a link that was there: this may be the request that is sent again because its answer was lost."""
+        await self._journal.append(Change(action, name, digest, BLOB_MEDIA_TYPE, size, source=source))
 
     # Uploads
 

@@ -3,7 +3,8 @@
     journal/20261125/12/3640.123456-8f3a…     JSON lines: what one worker wrote in one moment
 
 A change is appended when it is done and before it is acknowledged: what was acknowledged is in the journal, and what is there was
-done. Changes that come while an entry is being written go into the next one together.
+done. A push or mount that is acknowledged twice is there twice: nobody can tell whether its first answer arrived. Changes that come
+while an entry is being written go into the next one together.
 
 Keys carry the store's time, to which clocks agree within seconds, and an append that takes longer than `APPEND_MAX_S` fails. So
 whoever has seen all keys up to a moment that is `SETTLED_S` ago has seen everything up to there: nothing will come in before it.
@@ -143,7 +144,8 @@ class Journal:
         """Keep a change that was done; it is durable when this returns.
 
         Raises:
-            Unavailable, StorageFull: it is not: the change must not be acknowledged.
+            Unavailable, StorageFull: it is not: the change must not be acknowledged. It is logged (`journal.lost`): a deletion cannot
+                be repeated, so nobody will tell of it again.
         """
         if not self._is_writable:
             return
@@ -167,7 +169,11 @@ class Journal:
                 lines = [json.dumps(change.to_json()) for change in batch.changes]
                 await self._backend.create(key, "\n".join(lines).encode())
         except TimeoutError as error:
+            _log_lost(batch, error)
             raise StorageUnavailable(f"the journal could not be written for {APPEND_MAX_S:g} s") from error
+        except StorageError as error:
+            _log_lost(batch, error)
+            raise
         finally:
             if self._next is batch:
                 self._next = None
@@ -282,6 +288,22 @@ class Follower:
             self._seen.add(key)
         self._seen = {key for key in self._seen if key > settled}
         return max(after, settled)
+
+
+def _log_lost(batch: Batch, error: Exception) -> None:
+    """Of changes that were done, and that the journal does not tell of, or does without our knowing it."""
+    for change in batch.changes:
+        log_event(
+            logger,
+            logging.WARNING,
+            "journal.lost",
+            action=change.action,
+            repository=change.repository,
+            digest=change.digest,
+            tags=" ".join(change.tags),
+            request=change.request,
+            reason=str(error) or "it took too long",
+        )
 
 
 def _key_at(moment: float) -> str:

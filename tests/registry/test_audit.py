@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from kitspec.digest import Digest
+from kitspec.errors import Unavailable
 from kitspec.media_types import OCI_MANIFEST
 from registry import audit as audit_module
 from registry import logs
@@ -21,6 +22,7 @@ from registry.app import run_worker
 from registry.audit import AuditedJournal, AuditFile, AuditLog, open_audit
 from registry.config import Config
 from registry.journal import Actor, Change
+from storage_backends.interface import StorageUnavailable
 from storage_backends.memory import MemoryBackend
 from tests.contracts.registry_contract import REPOSITORY
 from tests.registry.auth.logins import basic, bearer, written
@@ -81,6 +83,20 @@ class TestChanges:
             async with asyncio.timeout(10):
                 while not lines_of(path):
                     await asyncio.sleep(0)
+
+    async def test_what_was_done_is_told_also_where_the_journal_cannot_be_written(
+        self, backend: MemoryBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(key: str, content: bytes) -> None:
+            raise StorageUnavailable("no answer")
+
+        monkeypatch.setattr(backend, "create", fail)
+        path, change = tmp_path / "audit.log", a_change()
+        async with opened(path) as audit:
+            with pytest.raises(Unavailable):
+                await AuditedJournal(backend, audit).append(change)
+
+        assert lines_of(path) == [change.to_json()]
 
     async def test_what_cannot_be_written_does_not_undo_what_was_done(
         self, backend: MemoryBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kitspec.digest import Digest
-from kitspec.errors import Unavailable
+from kitspec.errors import BlobUnknown, ManifestUnknown, Unavailable
 from kitspec.media_types import OCI_MANIFEST
 from kitspec.names import RepositoryName, Tag
 from registry import layout
@@ -32,11 +32,27 @@ class Store(MemoryBackend):
         self.fails: StorageUnavailable | None = None
         self.waits: asyncio.Event | None = None
         self.writes: list[str] = []
+        self._lost = ""
 
     def now(self) -> float:
         return super().now() + self.passed
 
+    def loses_answer_of(self, part: str) -> None:
+        """Of the next write of a key with this part: it is done, and nobody is told. Of an entry of the journal: it is not."""
+        self._lost = part
+
+    async def write(self, key: str, content: bytes, *, expect: str | None = None) -> ObjectInfo:
+        info = await super().write(key, content, expect=expect)
+        self._lose(key)
+        return info
+
+    def _lose(self, key: str) -> None:
+        if self._lost and self._lost in key:
+            self._lost = ""
+            raise StorageUnavailable("no answer")
+
     async def create(self, key: str, content: bytes) -> ObjectInfo:
+        self._lose(key)
         self.writes.append(key)
         if self.waits is not None:
             await self.waits.wait()
@@ -94,12 +110,77 @@ async def test_every_write_is_in_it_in_order(store: Store) -> None:
     assert {change.actor for change in await changes_of(journal)} == {Actor("ann", "192.0.2.7", "oras/1.3")}
 
 
-async def test_a_blob_that_was_here_already_is_no_write(store: Store) -> None:
+async def test_every_acknowledged_push_is_one_also_of_what_was_here_already(store: Store) -> None:
     journal = Journal(store)
     registry = registry_on(store, journal)
+    layer, _ = [(await push_blob(registry, b"layer")).digest for _ in range(2)]
     for _ in range(2):
+        assert await registry.mount_blob(OTHER, layer, source=REPOSITORY)
+    told = [(change.action, change.repository, change.source) for change in await changes_of(journal)]
+    assert told == [("push", REPOSITORY, None)] * 2 + [("mount", OTHER, REPOSITORY)] * 2
+
+
+@pytest.mark.parametrize("lost", ["journal/", "/_blobs/"])
+async def test_what_is_pushed_or_mounted_again_because_its_answer_was_lost_is_in_it(
+    store: Store, lost: str
+) -> None:
+    """The write took effect and did not say so: whoever repeats the request finds it done."""
+    journal = Journal(store)
+    registry = registry_on(store, journal)
+
+    store.loses_answer_of(lost)
+    with pytest.raises(Unavailable):
         await push_blob(registry, b"layer")
-    assert len(await changes_of(journal)) == 1
+    layer = await push_blob(registry, b"layer")
+    store.loses_answer_of(lost)
+    with pytest.raises(Unavailable):
+        await registry.mount_blob(OTHER, layer.digest, source=REPOSITORY)
+    await registry.mount_blob(OTHER, layer.digest, source=REPOSITORY)
+
+    told = {(change.action, change.repository, change.digest) for change in await changes_of(journal)}
+    assert told == {("push", REPOSITORY, layer.digest), ("mount", OTHER, layer.digest)}
+
+
+async def test_a_manifest_that_is_pushed_again_is_in_it(store: Store) -> None:
+    journal = Journal(store)
+    registry = registry_on(store, journal)
+    config = await push_blob(registry, b"{}")
+    store.fails = StorageUnavailable("no answer")
+    with pytest.raises(Unavailable):
+        await registry.put_manifest(REPOSITORY, manifest_of(config), OCI_MANIFEST, tags=(Tag("v1"),))
+    store.fails = None
+    stored = await registry.put_manifest(REPOSITORY, manifest_of(config), OCI_MANIFEST, tags=(Tag("v1"),))
+    last = (await changes_of(journal))[-1]
+    assert (last.action, last.digest, last.tags) == ("push", stored.digest, ("v1",))
+
+
+async def test_a_deletion_that_the_journal_did_not_take_is_not_acknowledged_and_is_logged(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was done, so whoever repeats it is told that nothing is there, and nobody that it was deleted."""
+    journal = Journal(store)
+    registry = registry_on(store, journal)
+    config = await push_blob(registry, b"{}")
+    stored = await registry.put_manifest(REPOSITORY, manifest_of(config), OCI_MANIFEST, tags=(Tag("v1"),))
+    before = await changes_of(journal)
+
+    store.fails = StorageUnavailable("no answer")
+    with pytest.raises(Unavailable):
+        await registry.delete_manifest(REPOSITORY, stored.digest)
+    with pytest.raises(Unavailable):
+        await registry.delete_blob(REPOSITORY, config.digest)
+    store.fails = None
+
+    with pytest.raises(ManifestUnknown):
+        await registry.delete_manifest(REPOSITORY, stored.digest)
+    with pytest.raises(BlobUnknown):
+        await registry.delete_blob(REPOSITORY, config.digest)
+    assert await changes_of(journal) == before
+    lost = [vars(line)["fields"] for line in caplog.records if line.getMessage() == "journal.lost"]
+    assert [(line["action"], line["digest"]) for line in lost] == [
+        ("delete", stored.digest),
+        ("delete", config.digest),
+    ]
 
 
 async def test_a_change_comes_back_as_it_was(store: Store) -> None:
