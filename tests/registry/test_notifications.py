@@ -329,7 +329,7 @@ class TestOverTls:
     async def deliver(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str) -> int:
         authority = Authority(tmp_path, "ca")
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(*authority.issued("localhost"))
+        context.load_cert_chain(*authority.issue("localhost"))
         monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
         with socket.create_server(("127.0.0.1", 0)) as listener:
             receiver = Receiver(listener.getsockname()[1])
