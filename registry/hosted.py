@@ -25,6 +25,7 @@ from kitspec.errors import (
     ManifestTooLarge,
     ManifestUnknown,
     NameUnknown,
+    OciError,
     RangeInvalid,
     ServerError,
     TagInvalid,
@@ -521,19 +522,24 @@ class HostedRegistry:
         with translated():
             depth = await self._check_references(name, manifest, promise)
             stored = StoredManifest(content, media_type, digest)
-            if manifest.subject is not None:
-                await self._referrers.add(
-                    name, manifest.subject.digest, referrer_of(manifest, stored.digest, len(stored.content))
-                )
+            subject, referrer = manifest.subject, referrer_of(manifest, digest, len(content))
+            if subject is not None:
+                await self._referrers.add(name, subject.digest, referrer)
             await self._enter_catalog(name)
             key = layout.manifest_key(name, digest)
             record = _ManifestRecord(stored, depth)
-            await self._write_manifest(key, record, promise)
+
+            async def write() -> None:
+                await self._write_manifest(key, record, promise)
+                if subject is not None:
+                    await self._referrers.renew(name, subject.digest, referrer)
+
+            await write()
             for tag in dict.fromkeys(tags):
                 await self._set_tag(name, tag, digest, may_move=may_move_tags)
             if tags and not await self._exists(key):
                 # Deleted before its tags were set; we are the later of the two.
-                await self._write_manifest(key, record, promise)
+                await write()
         change = Change("push", name, digest, media_type, len(content), tags=tuple(dict.fromkeys(tags)))
         await self._journal.append(change)
         return stored.descriptor
@@ -717,15 +723,19 @@ class HostedRegistry:
         key = layout.manifest_key(name, digest)
         record, version = await self._manifests.get_versioned(key)
         removed = await self._delete_tags_of(name, digest, is_gone=False)
+        subject: Descriptor | None = None
+        with suppress(OciError):  # what is not understood any more goes as well; its entry with a collection
+            subject = parse_manifest(record.manifest.content, record.manifest.media_type).subject
+        # As it is before the manifest goes: who pushes that again writes the entry anew, and it stays.
+        entry = await self._referrers.seen(name, subject.digest, digest) if subject is not None else None
         try:
             await self.backend.delete(key, expect=version)
         except PreconditionFailed:
             return tuple(removed)  # pushed again while it was being deleted: the push came last
         # Set meanwhile: they would come back when the manifest does.
         removed += await self._delete_tags_of(name, digest, is_gone=True)
-        manifest = parse_manifest(record.manifest.content, record.manifest.media_type)
-        if manifest.subject is not None:
-            await self._referrers.remove(name, manifest.subject.digest, digest)
+        if entry is not None:
+            await self._referrers.remove(entry)
         return tuple(removed)
 
     async def _delete_tags_of(self, name: RepositoryName, digest: Digest, *, is_gone: bool) -> list[str]:
