@@ -116,37 +116,37 @@ class Collector:
             dry_run: say what would be removed; nothing is written.
 
         Raises:
-            CollectionBusy: somebody else collects.
+            CollectionBusy: somebody else collects, or took over; what was removed until then was garbage.
             StorageError: something could not be read; what was removed until then was garbage.
         """
-        lease = None if dry_run else await Lease.take(self._backend)
+        if dry_run:
+            return await self._collect(dry_run=True)
+        lease = await Lease.take(self._backend)
         try:
-            young = self._backend.now() - self._grace_s
-            # A push that takes longer than the grace time: what it has pushed so far is waiting for its manifest.
-            receives = await self._sessions.receiving(since=young)
-            collected = await _Run(self._backend, lease, young=young, receives=receives).collect()
-            if lease is not None:
-                await lease.renew()
-            for upload in await self._sessions.expire(
-                now=self._backend.now(), age_s=self._upload_age_s, dry_run=dry_run
-            ):
-                collected.count("uploads")
-                log_event(logger, logging.INFO, "upload.expired", upload=upload, dry_run=dry_run)
-            collected.count("journal", await self._journal.trim(keep_s=self._journal_keep_s, dry_run=dry_run))
-            async for left in self._backend.sweep(age_s=self._grace_s, dry_run=dry_run):
-                collected.count("leftovers")
-                collected.size += left.size
-                log_event(
-                    logger, logging.INFO, "leftover.removed", name=left.name, size=left.size, dry_run=dry_run
-                )
-                if lease is not None:
-                    await lease.renew()
+            collected = await lease.while_held(self._collect(dry_run=False))
         except BaseException:
-            if lease is not None:
-                await lease.give_up()
+            await lease.give_up()
             raise
-        if lease is not None:
-            await lease.finish()
+        await lease.finish()
+        return collected
+
+    async def _collect(self, *, dry_run: bool) -> Collected:
+        young = self._backend.now() - self._grace_s
+        # A push that takes longer than the grace time: what it has pushed so far is waiting for its manifest.
+        receives = await self._sessions.receiving(since=young)
+        collected = await _Run(self._backend, dry_run=dry_run, young=young, receives=receives).collect()
+        for upload in await self._sessions.expire(
+            now=self._backend.now(), age_s=self._upload_age_s, dry_run=dry_run
+        ):
+            collected.count("uploads")
+            log_event(logger, logging.INFO, "upload.expired", upload=upload, dry_run=dry_run)
+        collected.count("journal", await self._journal.trim(keep_s=self._journal_keep_s, dry_run=dry_run))
+        async for left in self._backend.sweep(age_s=self._grace_s, dry_run=dry_run):
+            collected.count("leftovers")
+            collected.size += left.size
+            log_event(
+                logger, logging.INFO, "leftover.removed", name=left.name, size=left.size, dry_run=dry_run
+            )
         return collected
 
 
@@ -194,7 +194,6 @@ class _Repository:
 class _Run:
     """
     Args:
-        lease: None for a dry run.
         young: what was touched or written after this, by the store's clock, stays.
         receives: whether something is being uploaded to a repository.
     """
@@ -202,13 +201,13 @@ class _Run:
     def __init__(
         self,
         backend: StorageBackend,
-        lease: Lease | None,
         *,
+        dry_run: bool,
         young: float,
         receives: Callable[[RepositoryName], bool],
     ) -> None:
         self._backend = backend
-        self._lease = lease
+        self._dry_run = dry_run
         self._young = young
         self._receives = receives
         self._collected = Collected()
@@ -220,14 +219,12 @@ class _Run:
         async for repository in self._repositories():
             await self._collect_repository(repository)
         async for info in self._backend.list(layout.BLOBS):
-            await self._keep_lease()
             digest = layout.digest_of(info.key)
             if digest is None:
                 self._foreign(info.key)
             elif _packed(digest) not in self._linked and await self._remove("content", info):
                 self._collected.size += info.size
         async for info in self._backend.list(layout.MEMBERS):
-            await self._keep_lease()
             digest = layout.digest_of(info.key)
             if digest is None:
                 self._foreign(info.key)
@@ -252,7 +249,6 @@ class _Run:
             yield current
 
     async def _collect_repository(self, repository: _Repository) -> None:
-        await self._keep_lease()
         self._collected.repositories += 1
         referred = await self._referred(repository)
         are_kept = referred is None or self._receives(repository.name)
@@ -279,7 +275,6 @@ class _Run:
         is_known = True
         manifests = list(repository.manifests.items())
         for begin in range(0, len(manifests), _MANIFESTS_AT_ONCE):
-            await self._keep_lease()
             some = manifests[begin : begin + _MANIFESTS_AT_ONCE]
             read = await asyncio.gather(*(self._references(info) for _, info in some), return_exceptions=True)
             for references in read:
@@ -311,7 +306,7 @@ class _Run:
         """Remove what is old, and still what it was; whether it is gone."""
         if info.modified >= self._young:
             return False
-        if self._lease is not None:
+        if not self._dry_run:
             try:
                 await self._backend.delete(info.key, expect=info.version)
             except PreconditionFailed:
@@ -324,7 +319,7 @@ class _Run:
             kind=kind,
             key=info.key,
             size=info.size,
-            dry_run=self._lease is None,
+            dry_run=self._dry_run,
         )
         return True
 
@@ -334,10 +329,6 @@ class _Run:
         except ObjectMissing:
             return False
         return True
-
-    async def _keep_lease(self) -> None:
-        if self._lease is not None:
-            await self._lease.renew()
 
     def _foreign(self, key: str) -> None:
         self._collected.foreign += 1

@@ -10,12 +10,15 @@ import asyncio
 import json
 import logging
 import secrets
-from typing import Any, Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
 from registry.logs import log_event
 from storage_backends.interface import ObjectInfo, ObjectMissing, PreconditionFailed, StorageBackend
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LEASE_S: Final = 90.0
 RENEW_S: Final = LEASE_S / 3
@@ -81,6 +84,22 @@ class RecordLease:
             return False
         await self._write(self._holder)
         return True
+
+    async def while_held(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something that may take long at any step, and keep the lease meanwhile. Where that cannot be done the work is cancelled.
+
+        Raises:
+            LeaseTaken: it was taken over.
+            StorageError: nobody can tell whose it is.
+        """
+        task = asyncio.create_task(work)
+        try:
+            while not (await asyncio.wait([task], timeout=RENEW_S))[0]:
+                await self.renew(after_s=0)
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def finish(self) -> None:
         """Give it up: what it was for is done."""

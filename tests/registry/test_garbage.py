@@ -21,7 +21,7 @@ from kitspec.digest import Digest
 from kitspec.errors import BlobUnknown, ManifestBlobUnknown, OciError, Unavailable
 from kitspec.media_types import OCI_INDEX, OCI_MANIFEST
 from kitspec.names import RepositoryName, Tag
-from registry import layout
+from registry import layout, lease
 from registry.derived import Derived, DerivedRecords
 from registry.freshness import Freshness
 from registry.garbage import Collected, CollectionBusy, Collector, Lease
@@ -129,6 +129,13 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     await backend.start()
     yield Site(tmp_path / "registry", backend)
     await backend.close()
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 1.0)
+    monkeypatch.setattr(lease, "RENEW_S", 0.1)
+    monkeypatch.setattr(lease, "_CLOCK_DOUBT_S", 0.0)
 
 
 async def push_kit(registry: HostedRegistry, *, name: RepositoryName = REPOSITORY) -> Digest:
@@ -394,10 +401,10 @@ class TestRaces:
         assert collected.removed["content"] == 1  # the other repository's
 
     async def test_g10_only_one_collects(self, site: Site) -> None:
-        lease = await Lease.take(site.backend)
+        holder = await Lease.take(site.backend)
         with pytest.raises(CollectionBusy):
             await site.collect()
-        await lease.finish()
+        await holder.finish()
         await site.collect()
 
     async def test_g10_a_dead_holder_is_taken_over_and_learns_of_it(self, site: Site) -> None:
@@ -407,6 +414,62 @@ class TestRaces:
         dead._renewed = -1e6
         with pytest.raises(CollectionBusy):
             await dead.renew()
+
+    async def test_g10_a_holder_says_that_it_lives_however_long_a_step_takes(
+        self, site: Site, short_lease: None
+    ) -> None:
+        await push_blob(site.registry, b"orphan")
+        await site.grow_old()
+        looked: list[bool] = []
+
+        async def look_later(call: str) -> None:
+            if call == "sweep":
+                await asyncio.sleep(1.5 * lease.LEASE_S)
+                with pytest.raises(CollectionBusy):
+                    await site.collect()
+                looked.append(True)
+
+        collected = await site.collect(Watched(site.backend, look_later))
+        assert looked
+        assert collected.removed["content"] == 1
+        assert await Lease(site.backend).finished() is not None
+
+    async def test_g10_one_that_was_taken_over_stops(self, site: Site, short_lease: None) -> None:
+        await push_blob(site.registry, b"orphan")
+        await site.grow_old()
+        before = site.stored()
+        was_stopped = asyncio.Event()
+
+        async def be_taken_over(call: str) -> None:
+            if call == "listed":
+                await site.backend.write(layout.COLLECTION, b'{"holder": "another", "finished": null}')
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    was_stopped.set()
+
+        async with asyncio.timeout(5):
+            with pytest.raises(CollectionBusy):
+                await site.collect(Watched(site.backend, be_taken_over))
+        assert was_stopped.is_set()
+        assert site.stored() == before
+        with pytest.raises(CollectionBusy):  # its record is left alone
+            await Lease.take(site.backend)
+
+    async def test_g10_one_that_cannot_say_that_it_lives_stops(self, site: Site, short_lease: None) -> None:
+        written = 0
+
+        async def stand_still(call: str) -> None:
+            nonlocal written
+            written += call == "write"
+            if call == "write" and written > 1:
+                raise StorageUnavailable("no answer")
+            if call == "sweep":
+                await asyncio.sleep(60)
+
+        async with asyncio.timeout(5):
+            with pytest.raises(StorageUnavailable):
+                await site.collect(Watched(site.backend, stand_still))
 
     async def test_g11_a_repository_that_is_pushed_to_keeps_its_blobs(self, site: Site) -> None:
         await push_blob(site.registry, b"the first layer")
