@@ -163,13 +163,15 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
         stack.callback(kits.close)
         health = Health(backend, interval_s=driver.interval, threshold=driver.threshold)
         if driver.enabled:
-            await stack.enter_async_context(running(health.watch(), "health"))
+            await stack.enter_async_context(running(health.watch, "health"))
         purging = config.storage.maintenance.uploadpurging
         if purging.enabled and not is_read_only:
-            await stack.enter_async_context(running(_purge_uploads(sessions, purging), "purge uploads"))
+            await stack.enter_async_context(
+                running(lambda: _purge_uploads(sessions, purging), "purge uploads")
+            )
         if collection.enabled and not is_read_only:
             collector = make_collector(config, backend, sessions, journal)
-            await stack.enter_async_context(running(_collect(collector, collection), "collect"))
+            await stack.enter_async_context(running(lambda: _collect(collector, collection), "collect"))
         if config.storage.driver != "inmemory":
             follower = Follower(
                 journal,
@@ -178,10 +180,10 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
                 interval_s=config.journal.poll,
                 keep_s=config.journal.keep,
             )
-            await stack.enter_async_context(running(follower.run(), "follow the journal"))
+            await stack.enter_async_context(running(follower.run, "follow the journal"))
         if not is_read_only:
             for deliverer in make_deliverers(config, backend, journal, metrics):
-                await stack.enter_async_context(running(deliverer.run(), f"notify {deliverer.name}"))
+                await stack.enter_async_context(running(deliverer.run, f"notify {deliverer.name}"))
         accounts: Accounts | None = None
         if config.auth is not None:
             from registry.auth.accounts import open_accounts  # cryptography takes a tenth of a second
@@ -353,7 +355,7 @@ async def _serving_tls(config: Config) -> AsyncIterator[ssl.SSLContext | None]:
         yield None
         return
     tls = await asyncio.to_thread(ServerTls, config.http.tls)
-    async with running(tls.follow(), "follow the certificate"):
+    async with running(tls.follow, "follow the certificate"):
         yield tls.context
 
 

@@ -23,6 +23,7 @@ from kitspec.digest import Digest
 from kitspec.errors import ContentInvalid, ManifestInvalid
 from kitspec.media_types import LayerType
 from registry import layout
+from registry.background import kept_up
 from registry.inflate import InflateLimits, Inflation
 from registry.logs import log_event
 from registry.member_table import MemberTable, Refusal, TableBuilder, TableDamaged, TableMember
@@ -78,7 +79,7 @@ class MemberIndexes:
         self._calm.set()
 
     async def __aenter__(self) -> Self:
-        self._worker = asyncio.create_task(self._make_queued(), name="index layers")
+        self._worker = asyncio.create_task(kept_up(self._make_queued, "index layers"), name="index layers")
         return self
 
     async def __aexit__(self, *_: object) -> None:

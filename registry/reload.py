@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from registry.auth.auth_config import Auth, Oidc, Token
+from registry.background import running
 from registry.config import Config
 from registry.config_sources import ConfigInvalid, load_config
 from registry.config_types import Section
@@ -271,14 +272,9 @@ class Generations:
             on_ready: called each time that a generation has begun to serve.
             follows_files: whether to look by ourselves whether a file has changed: no parent does.
         """
-        following = (
-            asyncio.create_task(self._follow(), name="follow the configuration") if follows_files else None
-        )
-        try:
+        following = running(self._follow, "follow the configuration")
+        async with following if follows_files else contextlib.nullcontext():
             await self._run(on_ready)
-        finally:
-            if following is not None:
-                following.cancel()
 
     async def _run(self, on_ready: Callable[[], None]) -> None:
         current = self._begin(self.config, on_ready)

@@ -144,7 +144,7 @@ class _Opening:
             log_event(
                 logger, logging.WARNING, "auth.nobody", path=str(htpasswd.path), effect="nobody can log in"
             )
-        await self._stack.enter_async_context(running(users.watch(), "follow htpasswd"))
+        await self._stack.enter_async_context(running(users.watch, "follow htpasswd"))
         threads = usable_threads(self._config.worker_count)
         checks = await self._stack.enter_async_context(PasswordChecks(threads))
         return Passwords(lambda: users.value, checks, Backoff())
@@ -189,7 +189,7 @@ class _Opening:
             seal=Seal(secret.get_secret_value() if secret is not None else None),
         )
         await token_keys.start()
-        await self._stack.enter_async_context(running(token_keys.watch(), "rotate token keys"))
+        await self._stack.enter_async_context(running(token_keys.watch, "rotate token keys"))
         service = token_service_name(self._config, token)
         return OwnIssuer(token.issuer, service, token_keys, passwords=passwords, keys=keys)
 
@@ -200,7 +200,7 @@ class _Opening:
 
     async def _started(self, source: KeySource) -> KeySource:
         await source.start()
-        await self._stack.enter_async_context(running(source.watch(), "follow token keys"))
+        await self._stack.enter_async_context(running(source.watch, "follow token keys"))
         return source
 
 

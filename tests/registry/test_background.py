@@ -1,0 +1,87 @@
+"""What goes on beside the serving: it ends with the worker, and with nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from registry import background
+from registry.app import services_of
+from registry.background import running
+from registry.config import Config
+from registry.garbage import Collector
+
+
+@pytest.fixture(autouse=True)
+def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_PAUSE_S", 0.01)
+
+
+async def until(event: asyncio.Event) -> None:
+    async with asyncio.timeout(5):
+        await event.wait()
+
+
+async def test_work_that_breaks_is_logged_with_its_stack_and_begun_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    times = 0
+    is_third = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal times
+        times += 1
+        if times < 3:
+            raise ValueError(f"broken {times}")
+        is_third.set()
+        await asyncio.sleep(60)
+
+    async with running(work, "the work"):
+        await until(is_third)
+
+    lines = [record for record in caplog.records if record.message == "task.failed"]
+    assert [vars(line)["fields"]["task"] for line in lines] == ["the work"] * 2
+    assert [str(line.exc_info[1]) for line in lines if line.exc_info] == ["broken 1", "broken 2"]
+    assert {line.levelno for line in lines} == {logging.ERROR}
+
+
+async def test_it_ends_with_the_block() -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    async with running(work, "the work"):
+        await until(began)
+
+    assert ended.is_set()
+
+
+async def test_a_collection_that_breaks_is_not_the_last_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = 0
+    is_third = asyncio.Event()
+
+    async def run_when_due(self: Collector, *, interval_s: float) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 3:
+            is_third.set()
+        json.loads("a record that is not what it should be")
+
+    monkeypatch.setattr(Collector, "run_when_due", run_when_due)
+    collection = {"enabled": True, "interval": 0.1}
+    tree = {"storage": {"inmemory": {}, "maintenance": {"garbagecollection": collection}}}
+
+    async with services_of(Config.model_validate(tree)):
+        await until(is_third)
+
+    assert "task.failed" in caplog.messages
