@@ -9,7 +9,6 @@ import logging
 import random
 import socket
 import ssl
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -167,7 +166,7 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
         purging = config.storage.maintenance.uploadpurging
         if purging.enabled and not is_read_only:
             await stack.enter_async_context(
-                running(lambda: _purge_uploads(sessions, purging), "purge uploads")
+                running(lambda: _purge_uploads(backend, sessions, purging), "purge uploads")
             )
         if collection.enabled and not is_read_only:
             collector = make_collector(config, backend, sessions, journal)
@@ -359,11 +358,11 @@ async def _serving_tls(config: Config) -> AsyncIterator[ssl.SSLContext | None]:
         yield tls.context
 
 
-async def _purge_uploads(sessions: UploadSessions, purging: Uploadpurging) -> None:
+async def _purge_uploads(backend: StorageBackend, sessions: UploadSessions, purging: Uploadpurging) -> None:
     """End abandoned uploads, now and every interval; several workers may do it at once."""
     while True:
         try:
-            expired = await sessions.expire(now=time.time(), age_s=purging.age, dry_run=purging.dryrun)
+            expired = await sessions.expire(now=backend.now(), age_s=purging.age, dry_run=purging.dryrun)
         except StorageError as error:
             log_event(logger, logging.WARNING, "uploads.purge.failed", reason=str(error))
         else:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from registry import background
-from registry.app import services_of
+from registry.app import _purge_uploads, services_of
 from registry.background import running
-from registry.config import Config
+from registry.config import Config, Uploadpurging
 from registry.garbage import Collector
+from registry.upload_sessions import UploadSessions
+from storage_backends.interface import UploadInfo
+from storage_backends.memory import MemoryBackend
+from tests.contracts.registry_contract import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +91,25 @@ async def test_a_collection_that_breaks_is_not_the_last_one(
         await until(is_third)
 
     assert "task.failed" in caplog.messages
+
+
+class SlowClock(MemoryBackend):
+    """A store whose clock is ten days behind ours."""
+
+    def now(self) -> float:
+        return super().now() - 10 * 24 * 3600.0
+
+    async def uploads(self) -> AsyncIterator[UploadInfo]:
+        async for upload in super().uploads():
+            yield replace(upload, modified=self.now())
+
+
+async def test_uploads_are_as_old_as_the_store_says() -> None:
+    store = SlowClock()
+    sessions = UploadSessions(store, count_max=10, per_repository_max=10, size_max=None)
+    upload = await sessions.begin(REPOSITORY)
+
+    async with running(lambda: _purge_uploads(store, sessions, Uploadpurging()), "purge"):
+        await asyncio.sleep(0.05)
+
+    assert (await sessions.resume(REPOSITORY, upload.id)).offset == 0
