@@ -51,8 +51,9 @@ $(VERSITYGW):
 test-s3: $(VENV)/.dev $(VERSITYGW) ## the S3 backend on a real object store, which it builds
 	VERSITYGW=$(abspath $(VERSITYGW)) $(BIN)/pytest -n auto -m s3
 
-test-replicas: $(VENV)/.dev $(VERSITYGW) ## three replicas for long: 500 pushes with kills, 10,000 operations on tags, requests beside Distribution's
-	VERSITYGW=$(abspath $(VERSITYGW)) SCHEDULES=500 OPERATIONS=10000 COMPARE=1 $(BIN)/pytest -m s3 tests/replicas
+test-replicas: $(VENV)/.dev $(VERSITYGW) ## for long: 500 pushes with kills, 10,000 operations on tags, a faulty store, requests beside Distribution's
+	VERSITYGW=$(abspath $(VERSITYGW)) SCHEDULES=500 OPERATIONS=10000 SEEDS=50 COMPARE=1 \
+		$(BIN)/pytest -m s3 tests/replicas tests/registry/test_faulty_store.py
 
 soak: $(VENV)/.dev $(VERSITYGW) ## 30 minutes of everything at once on three replicas, while they collect; MINUTES=n
 	VERSITYGW=$(abspath $(VERSITYGW)) $(BIN)/python -m tests.replicas.soak --minutes $(MINUTES)

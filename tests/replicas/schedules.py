@@ -22,12 +22,15 @@ _BLOB_SIZE_MAX = 12 * MIB
 # More than a part of S3, so that an upload has several.
 _LARGE_FROM = 4 * MIB
 _LARGE_SHARE = 0.35
+# The last four parts are sent as objects of their own; before them is more than a part.
+_SEGMENTS_FROM = 25 * MIB + 1
 # Contents that several kits have: the second to push one meets the first, also in the same moment.
 _SHARED_COUNT = 8
 _SHARED_SHARE = 0.25
 _MOUNT_SHARE = 0.3
 # How long requests take here; most kills are to come before the answer.
 _KILL_DELAY_MAX_S = 0.05
+_LONG_KILL_DELAY_MAX_S = 0.5
 _AT_ONCE = 4
 
 
@@ -64,12 +67,28 @@ class Schedule:
         parts: tuple[Sending | Mounting, ...] = (config, *layers, *mounted)
         return cls(seed, parts, _random_kills(chance, requests=sum(map(_requests_of, parts)) + 1))
 
+    @classmethod
+    def of_segments(cls, seed: int, _: Sequence[Kit]) -> Schedule:
+        """A layer that is kept in several objects where downloads are not redirected, and ends in objects of one request each."""
+        chance = random.Random(f"segments {seed}")
+        content = chance.randbytes(chance.randrange(_SEGMENTS_FROM, _SEGMENTS_FROM + _BLOB_SIZE_MAX))
+        # What is still to come is known in a request that closes the upload; what came before may end in a part.
+        cuts = random_cuts(chance, _LARGE_FROM * 2, 1)
+        layer = Sending(content, chance.choice((Way.POST, Way.PUT, Way.LAST_IN_PUT)), cuts)
+        parts = (Sending(chance.randbytes(100), Way.PUT), layer)
+        requests = sum(map(_requests_of, parts)) + 1
+        return cls(seed, parts, _random_kills(chance, requests=requests, delay_max_s=_LONG_KILL_DELAY_MAX_S))
+
     @property
     def name(self) -> str:
         return f"kits/k{self.seed}"
 
 
-async def run(fleet: Fleet, seeds: Sequence[int]) -> Outcome:
+async def run(
+    fleet: Fleet,
+    seeds: Sequence[int],
+    schedule_of: Callable[[int, Sequence[Kit]], Schedule] = Schedule.of,
+) -> Outcome:
     """The schedules of these seeds, some at once; each is checked when it is through.
 
     Raises:
@@ -78,7 +97,7 @@ async def run(fleet: Fleet, seeds: Sequence[int]) -> Outcome:
     outcome = Outcome()
 
     async def run_one(seed: int) -> None:
-        schedule = Schedule.of(seed, outcome.kits)
+        schedule = schedule_of(seed, outcome.kits)
         chance = random.Random(seed)
         push = Push(Client(fleet, chance, schedule.kills), schedule.name)
         kit = await push.kit(schedule.parts, "v1")
@@ -139,18 +158,20 @@ def _random_mounting(chance: random.Random, earlier: Sequence[Kit]) -> Mounting:
     return Mounting(chance.choice(kit.blobs), kit.name)
 
 
-def _random_kills(chance: random.Random, *, requests: int) -> tuple[Kill, ...]:
+def _random_kills(
+    chance: random.Random, *, requests: int, delay_max_s: float = _KILL_DELAY_MAX_S
+) -> tuple[Kill, ...]:
     """One or two, of the requests that there are when nothing goes wrong."""
     numbers = chance.sample(range(requests), chance.choice((1, 1, 1, 2)))
-    return tuple(_random_kill(chance, number) for number in numbers)
+    return tuple(_random_kill(chance, number, delay_max_s) for number in numbers)
 
 
-def _random_kill(chance: random.Random, request: int) -> Kill:
+def _random_kill(chance: random.Random, request: int, delay_max_s: float) -> Kill:
     match chance.choice(("body", "body", "body", "time", "time", "answer")):
         case "body":
             return Kill(request, share=chance.random())
         case "time":
-            return Kill(request, delay_s=chance.random() * _KILL_DELAY_MAX_S)
+            return Kill(request, delay_s=chance.random() * delay_max_s)
         case _:
             return Kill(request)
 

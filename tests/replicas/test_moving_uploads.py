@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from yarl import URL
 from tests.replicas import schedules
 from tests.replicas.cluster import Cluster, running
 from tests.replicas.fleet import Client, Kill, fleet_of
-from tests.replicas.pushing import Mounting, Push, Sending, Stored, Way, check, digest_of
+from tests.replicas.pushing import Kit, Mounting, Push, Sending, Stored, Way, check, digest_of
 from tests.replicas.store import empty_trash, leftovers
 
 MIB = 1024 * 1024
@@ -26,6 +26,8 @@ SIZE = 12 * MIB + 5
 CUTS = (6 * MIB, 6 * MIB + 77, 11 * MIB)
 # `make test-replicas` says 500.
 SCHEDULES = int(os.environ.get("SCHEDULES", "12"))
+# Of tens of megabytes each.
+SEGMENT_SCHEDULES = max(4, SCHEDULES // 10)
 SPARES = 3
 _UPLOAD_AGE = "MODELREG_STORAGE_MAINTENANCE_UPLOADPURGING_AGE"
 
@@ -132,31 +134,54 @@ async def test_what_one_replica_has_acknowledged_the_others_mount_and_find_at_on
         await check(Client(fleet, random.Random(0)), kit)
 
 
-def test_random_schedules_with_kills_lose_nothing_acknowledged_and_leave_nothing_behind(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """X-19, X-20: `SCHEDULES` pushes, each request to a random replica, one or two of which are killed meanwhile."""
-    began = time.monotonic()
+def run_and_delete(
+    folder: Path,
+    seeds: Sequence[int],
+    schedule_of: Callable[[int, Sequence[Kit]], schedules.Schedule],
+    settings: Mapping[str, str],
+) -> tuple[schedules.Outcome, int, list[str]]:
+    """Push, read, delete and collect; with the kills there were, and what is left in the bucket."""
 
     async def push_and_delete(cluster: Cluster) -> tuple[schedules.Outcome, int]:
         async with fleet_of(cluster) as fleet:
-            outcome = await schedules.run(fleet, range(SCHEDULES))
+            outcome = await schedules.run(fleet, seeds, schedule_of)
             await schedules.read_again(fleet, outcome.kits)
             await schedules.delete_all(fleet, outcome.kits)
         return outcome, fleet.kills
 
-    with running(tmp_path, spares=SPARES) as cluster:
+    with running(folder, spares=SPARES, settings=settings) as cluster:
         outcome, kills = asyncio.run(push_and_delete(cluster))
         for place in range(len(cluster)):
             cluster.stop(place)
         cluster.operate("garbage-collect", "--offline", "--grace", "0s", settings={_UPLOAD_AGE: "1ms"})
         asyncio.run(empty_trash(cluster.bucket))
-        left = leftovers(cluster.bucket)
+        return outcome, kills, leftovers(cluster.bucket)
+
+
+@pytest.mark.parametrize(
+    ("schedule_of", "count", "settings"),
+    [
+        (schedules.Schedule.of, SCHEDULES, {}),
+        (schedules.Schedule.of_segments, SEGMENT_SCHEDULES, {"MODELREG_STORAGE_REDIRECT_DISABLE": "true"}),
+    ],
+    ids=["any", "segments and a tail"],
+)
+def test_random_schedules_with_kills_lose_nothing_acknowledged_and_leave_nothing_behind(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    schedule_of: Callable[[int, Sequence[Kit]], schedules.Schedule],
+    count: int,
+    settings: Mapping[str, str],
+) -> None:
+    """X-19, X-20: `SCHEDULES` pushes, each request to a random replica, one or two of which are killed meanwhile."""
+    began = time.monotonic()
+
+    outcome, kills, left = run_and_delete(tmp_path, range(count), schedule_of, settings)
 
     with capsys.disabled():
         print(f"\n{len(outcome.kits)} schedules, {kills} kills, {time.monotonic() - began:.0f} s")  # noqa: T201
-        for what, count in sorted(outcome.happened.items()):
-            print(f"{count:6} {what}")  # noqa: T201
-    assert len(outcome.kits) == SCHEDULES
-    assert kills >= SCHEDULES / 2
+        for what, times in sorted(outcome.happened.items()):
+            print(f"{times:6} {what}")  # noqa: T201
+    assert len(outcome.kits) == count
+    assert kills >= count / 2
     assert not left
