@@ -29,7 +29,7 @@ from registry.connection import Connection
 from registry.content_reader import ContentReader
 from registry.derived import DerivedRecords
 from registry.freshness import Freshness
-from registry.garbage import Collected, CollectionBusy, Collector
+from registry.garbage import Collected, CollectionBusy, CollectionObserver, Collector
 from registry.health import Health
 from registry.hosted import HostedRegistry
 from registry.http_limits import LimitedConnection, Server
@@ -169,7 +169,7 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
                 running(lambda: _purge_uploads(backend, sessions, purging), "purge uploads")
             )
         if collection.enabled and not is_read_only:
-            collector = make_collector(config, backend, sessions, journal)
+            collector = make_collector(config, backend, sessions, journal, observer=metrics)
             await stack.enter_async_context(running(lambda: _collect(collector, collection), "collect"))
         if config.storage.driver != "inmemory":
             follower = Follower(
@@ -232,6 +232,7 @@ def make_collector(
     journal: Journal,
     *,
     grace_s: float | None = None,
+    observer: CollectionObserver | None = None,
 ) -> Collector:
     """
     Args:
@@ -245,6 +246,7 @@ def make_collector(
         grace_s=maintenance.garbagecollection.grace if grace_s is None else grace_s,
         upload_age_s=maintenance.uploadpurging.age,
         journal_keep_s=config.journal.keep,
+        observer=observer,
     )
 
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from kitspec.digest import Digest
 from kitspec.errors import OciError
@@ -74,12 +74,44 @@ class Collected:
         }
 
 
+class CollectionObserver(Protocol):
+    """Counts what collections do."""
+
+    def collection_ended(self, outcome: str, removed: Mapping[str, int], size: int) -> None:
+        """
+        Args:
+            outcome: "finished", "failed", "lost" (somebody took it over) or "stopped" (with the worker).
+            removed: how many of each kind, also of a run that was not finished.
+            size: bytes of content that went.
+        """
+        ...
+
+    def collection_looked(self, *, finished: float | None, interval_s: float) -> None:
+        """
+        Args:
+            finished: when anybody was done last, by the store's clock; None for never.
+            interval_s: in which one is due.
+        """
+        ...
+
+
+class _Unobserved:
+    """Counts nothing."""
+
+    def collection_ended(self, outcome: str, removed: Mapping[str, int], size: int) -> None:
+        pass
+
+    def collection_looked(self, *, finished: float | None, interval_s: float) -> None:
+        pass
+
+
 class Collector:
     """
     Args:
         grace_s: for how long what nothing refers to is kept. All who serve this storage must promise as much (freshness.py).
         upload_age_s: after which an upload that nobody adds to is ended.
         journal_keep_s: for how long the journal is kept.
+        observer: told of runs that are not dry.
     """
 
     def __init__(
@@ -91,6 +123,7 @@ class Collector:
         grace_s: float,
         upload_age_s: float,
         journal_keep_s: float,
+        observer: CollectionObserver | None = None,
     ) -> None:
         self._backend = backend
         self._sessions = sessions
@@ -98,16 +131,20 @@ class Collector:
         self._grace_s = grace_s
         self._upload_age_s = upload_age_s
         self._journal_keep_s = journal_keep_s
+        self._observer = observer or _Unobserved()
 
     async def run_when_due(self, *, interval_s: float) -> Collected | None:
         """`run`, unless somebody collects now or has done so within `interval_s`."""
         finished = await Lease(self._backend).finished()
+        self._observer.collection_looked(finished=finished, interval_s=interval_s)
         if finished is not None and self._backend.now() < finished + interval_s:
             return None
         try:
-            return await self.run()
+            collected = await self.run()
         except CollectionBusy:
             return None
+        self._observer.collection_looked(finished=self._backend.now(), interval_s=interval_s)
+        return collected
 
     async def run(self, *, dry_run: bool = False) -> Collected:
         """Collect once.
@@ -119,22 +156,30 @@ class Collector:
             CollectionBusy: somebody else collects, or took over; what was removed until then was garbage.
             StorageError: something could not be read; what was removed until then was garbage.
         """
+        collected = Collected()
         if dry_run:
-            return await self._collect(dry_run=True)
+            await self._collect(collected, dry_run=True)
+            return collected
         lease = await Lease.take(self._backend)
+        outcome = "stopped"
         try:
-            collected = await lease.while_held(self._collect(dry_run=False))
-        except BaseException:
-            await lease.give_up()
+            await lease.while_held(self._collect(collected, dry_run=False))
+            await lease.finish()
+            outcome = "finished"
+        except Exception as error:
+            outcome = "lost" if isinstance(error, CollectionBusy) else "failed"
             raise
-        await lease.finish()
+        finally:
+            if outcome != "finished":
+                await lease.give_up()
+            self._observer.collection_ended(outcome, collected.removed, collected.size)
         return collected
 
-    async def _collect(self, *, dry_run: bool) -> Collected:
+    async def _collect(self, collected: Collected, *, dry_run: bool) -> None:
         young = self._backend.now() - self._grace_s
         # A push that takes longer than the grace time: what it has pushed so far is waiting for its manifest.
         receives = await self._sessions.receiving(since=young)
-        collected = await _Run(self._backend, dry_run=dry_run, young=young, receives=receives).collect()
+        await _Run(self._backend, collected, dry_run=dry_run, young=young, receives=receives).collect()
         for upload in await self._sessions.expire(
             now=self._backend.now(), age_s=self._upload_age_s, dry_run=dry_run
         ):
@@ -147,7 +192,6 @@ class Collector:
             log_event(
                 logger, logging.INFO, "leftover.removed", name=left.name, size=left.size, dry_run=dry_run
             )
-        return collected
 
 
 class Lease(RecordLease):
@@ -201,6 +245,7 @@ class _Run:
     def __init__(
         self,
         backend: StorageBackend,
+        collected: Collected,
         *,
         dry_run: bool,
         young: float,
@@ -210,11 +255,11 @@ class _Run:
         self._dry_run = dry_run
         self._young = young
         self._receives = receives
-        self._collected = Collected()
+        self._collected = collected
         # 33 bytes and what Python adds for each blob that a repository has: 100 MB for a million.
         self._linked: set[bytes] = set()
 
-    async def collect(self) -> Collected:
+    async def collect(self) -> None:
         """In this order: a link that comes after its repository was looked at has touched its content."""
         async for repository in self._repositories():
             await self._collect_repository(repository)
@@ -230,7 +275,6 @@ class _Run:
                 self._foreign(info.key)
             elif _packed(digest) not in self._linked and not await self._is_there(digest):
                 await self._remove("tables", info)
-        return self._collected
 
     async def _repositories(self) -> AsyncIterator[_Repository]:
         """Keys of one repository stand together, its nested ones before or behind them."""

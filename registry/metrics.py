@@ -38,6 +38,9 @@ METHODS: Final = frozenset({"delete", "get", "head", "options", "patch", "post",
 ACTIONS: Final = frozenset(
     {"append", "begin", "commit", "abort", "delete", "deliver", "list", "probe", "read", "stat", "write"}
 )
+KINDS: Final = frozenset(
+    {"links", "content", "referrers", "views", "packs", "tables", "uploads", "journal", "leftovers"}
+)
 _OTHER: Final = "other"
 
 # Distribution's bounds, so that its dashboards fit, and beyond them what models need: hours and hundreds of gigabytes.
@@ -116,14 +119,27 @@ FAMILIES: Final[Mapping[str, Family]] = {
         ("endpoint",),
         gauge=True,
     ),
+    "modelreg_collections_total": Family(
+        "Collections of this worker, by how they ended: finished, failed, lost to another worker, stopped with this one.",
+        ("outcome",),
+    ),
+    "modelreg_collected_total": Family("What collections of this worker have removed.", ("kind",)),
+    "modelreg_collected_bytes_total": Family("Bytes of content that went with it."),
+    "modelreg_collection_finished_timestamp_seconds": Family(
+        "When any worker of any replica last finished a collection; 0 for never.", gauge=True
+    ),
+    "modelreg_collection_interval_seconds": Family("In which a collection is due.", gauge=True),
     "modelreg_limit": Family("The limits in force.", ("name",), gauge=True),
     "modelreg_info": Family("1, with the version.", ("version",), gauge=True),
     "modelreg_workers": Family("Worker processes.", gauge=True),
     "process_resident_memory_bytes": Family("Memory of all workers.", gauge=True),
     "process_cpu_seconds_total": Family("Processor time of all workers."),
 }
-# Each worker says the same: adding them up would make nonsense of it.
-_SAME_EVERYWHERE: Final = frozenset({"modelreg_limit", "modelreg_info"})
+# Each worker says the same, or what it has heard of last: adding them up would make nonsense of it.
+_SAME_EVERYWHERE: Final = frozenset(
+    {"modelreg_limit", "modelreg_info"}
+    | {"modelreg_collection_finished_timestamp_seconds", "modelreg_collection_interval_seconds"}
+)
 
 
 @dataclass(slots=True)
@@ -148,12 +164,12 @@ class Snapshot:
 
     def add(self, other: Snapshot) -> None:
         for series, value in other.values.items():
-            if series[0] not in _SAME_EVERYWHERE or series not in self.values:
-                self.values[series] = self.values.get(series, 0) + value
+            mine = self.values.get(series, 0)
+            self.values[series] = max(mine, value) if series[0] in _SAME_EVERYWHERE else mine + value
         for series, numbers in other.histograms.items():
-            mine = self.histograms.get(series)
+            counts = self.histograms.get(series)
             self.histograms[series] = (
-                numbers if mine is None else [a + b for a, b in zip(mine, numbers, strict=True)]
+                numbers if counts is None else [a + b for a, b in zip(counts, numbers, strict=True)]
             )
 
     def without_gauges(self) -> Snapshot:
@@ -254,6 +270,16 @@ class Metrics:
         self._count("registry_notifications_events_total", (outcome, endpoint), 1)
         if status is not None:
             self._count("registry_notifications_status_total", (str(status), endpoint), 1)
+
+    def collection_ended(self, outcome: str, removed: Mapping[str, int], size: int) -> None:
+        self._count("modelreg_collections_total", (outcome,), 1)
+        for kind, count in removed.items():
+            self._count("modelreg_collected_total", (_known(kind, KINDS),), count)
+        self._count("modelreg_collected_bytes_total", (), size)
+
+    def collection_looked(self, *, finished: float | None, interval_s: float) -> None:
+        self._values["modelreg_collection_finished_timestamp_seconds", ()] = finished or 0.0
+        self._values["modelreg_collection_interval_seconds", ()] = interval_s
 
     def show_limits(self, limits: Limits) -> None:
         for name, value in limits:

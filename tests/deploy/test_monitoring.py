@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from registry.metrics import ACTIONS, FAMILIES, HANDLERS, METHODS, Family
+from registry.metrics import ACTIONS, FAMILIES, HANDLERS, KINDS, METHODS, Family
 
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
 # Prometheus' own.
@@ -18,6 +18,7 @@ VALUES = {
     "action": ACTIONS,
     "code": {str(code) for code in range(100, 600)},
     "handler": HANDLERS,
+    "kind": KINDS,
     "method": METHODS,
     "result": {"good", "hit", "miss", "refused"},
 }

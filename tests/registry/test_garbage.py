@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from kitspec.names import RepositoryName, Tag
 from registry import layout, lease
 from registry.derived import Derived, DerivedRecords
 from registry.freshness import Freshness
-from registry.garbage import Collected, CollectionBusy, Collector, Lease
+from registry.garbage import Collected, CollectionBusy, CollectionObserver, Collector, Lease
 from registry.hosted import HostedRegistry
 from registry.journal import Journal
 from registry.upload_sessions import UploadSessions
@@ -91,11 +91,16 @@ class Site:
             backend, sessions, freshness=Freshness(backend, grace_s=grace_s), journal=Journal(backend)
         )
 
-    def collector(self, backend: StorageBackend | None = None, **changed: float) -> Collector:
+    def collector(
+        self,
+        backend: StorageBackend | None = None,
+        observer: CollectionObserver | None = None,
+        **changed: float,
+    ) -> Collector:
         backend = backend or self.backend
         times = {"grace_s": GRACE_S, "upload_age_s": 1000.0, "journal_keep_s": 1e6, **changed}
         sessions = UploadSessions(backend, count_max=100, per_repository_max=100, size_max=None)
-        return Collector(backend, sessions, Journal(backend), **times)
+        return Collector(backend, sessions, Journal(backend), observer=observer, **times)
 
     async def collect(self, backend: StorageBackend | None = None, **changed: float) -> Collected:
         return await self.collector(backend, **changed).run()
@@ -577,3 +582,72 @@ class TestTheStore:
         # When a run was finished is in the record, not in its age.
         assert await site.collector().run_when_due(interval_s=3600) is None
         assert await site.collector().run_when_due(interval_s=0.0) is not None
+
+
+class Counting:
+    """What an observer is told."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[str, dict[str, int], int]] = []
+        self.looked: list[float | None] = []
+
+    def collection_ended(self, outcome: str, removed: Mapping[str, int], size: int) -> None:
+        self.ended.append((outcome, {kind: count for kind, count in removed.items() if count}, size))
+
+    def collection_looked(self, *, finished: float | None, interval_s: float) -> None:
+        assert interval_s == 3600
+        self.looked.append(finished)
+
+
+class TestCounting:
+    async def test_what_was_removed_is_told_and_when(self, site: Site) -> None:
+        counting = Counting()
+        await push_blob(site.registry, b"orphan")
+        await site.grow_old()
+        began = site.backend.now()
+
+        for _ in range(2):
+            await site.collector(observer=counting).run_when_due(interval_s=3600)
+
+        assert counting.ended == [("finished", {"links": 1, "content": 1}, len(b"orphan"))]
+        before, *after = counting.looked
+        assert before is None
+        assert [finished is not None and finished >= began for finished in after] == [True, True]
+
+    async def test_also_what_a_run_removed_before_it_failed(self, site: Site) -> None:
+        counting = Counting()
+        await push_blob(site.registry, b"orphan")
+        await site.grow_old()
+
+        async def fail(call: str) -> None:
+            if call == "sweep":
+                raise StorageUnavailable("no answer")
+
+        with pytest.raises(StorageUnavailable):
+            await site.collector(Watched(site.backend, fail), counting).run_when_due(interval_s=3600)
+
+        assert counting.ended == [("failed", {"links": 1, "content": 1}, len(b"orphan"))]
+        assert counting.looked == [None]
+
+    async def test_and_a_run_that_was_taken_over(self, site: Site, short_lease: None) -> None:
+        counting = Counting()
+
+        async def be_taken_over(call: str) -> None:
+            if call == "sweep":
+                await site.backend.write(layout.COLLECTION, b'{"holder": "another", "finished": null}')
+                await asyncio.sleep(60)
+
+        assert (
+            await site.collector(Watched(site.backend, be_taken_over), counting).run_when_due(interval_s=3600)
+            is None
+        )
+        assert [outcome for outcome, *_ in counting.ended] == ["lost"]
+
+    async def test_a_dry_run_counts_nothing(self, site: Site) -> None:
+        counting = Counting()
+        await push_blob(site.registry, b"orphan")
+        await site.grow_old()
+
+        await site.collector(observer=counting).run(dry_run=True)
+
+        assert counting.ended == []

@@ -109,6 +109,8 @@ def test_every_family_is_filled_and_in_the_manual() -> None:
     metrics.events_waiting("ci", 2)
     metrics.event_sent("ci", 204)
     metrics.event_failed("ci", None)
+    metrics.collection_ended("finished", {"links": 1}, 2)
+    metrics.collection_looked(finished=1e9, interval_s=3600.0)
     metrics.show_limits(Config().limits)
     manual = (ROOT / "docs" / "operations.md").read_text()
 
@@ -133,6 +135,39 @@ def test_what_endpoints_are_told_counts_under_distributions_names() -> None:
     assert value(metrics, events, type="Errors", endpoint="ci") == 1
     assert value(metrics, "registry_notifications_status_total", code="503", endpoint="ci") == 1
     assert value(metrics, "registry_notifications_pending_total", endpoint="ci") == 2
+
+
+def test_what_collections_did_is_counted_also_when_they_failed() -> None:
+    metrics = Metrics()
+
+    metrics.collection_ended("finished", {"links": 2, "content": 1}, 700)
+    metrics.collection_ended("failed", {"links": 1, "leftovers": 4, "invented": 1}, 50)
+
+    assert value(metrics, "modelreg_collections_total", outcome="finished") == 1
+    assert value(metrics, "modelreg_collections_total", outcome="failed") == 1
+    assert value(metrics, "modelreg_collected_total", kind="links") == 3
+    assert value(metrics, "modelreg_collected_total", kind="leftovers") == 4
+    assert value(metrics, "modelreg_collected_total", kind="other") == 1
+    assert value(metrics, "modelreg_collected_bytes_total") == 750
+
+
+def test_the_last_collection_is_the_latest_that_any_worker_has_heard_of(tmp_path: Path) -> None:
+    workers = [Metrics() for _ in range(3)]
+    for number, worker in enumerate(workers):
+        worker._folder, worker._own_file = tmp_path, f"{number}-{1000 + number}.json"
+        worker.collection_looked(finished=[None, 2e9, 1e9][number], interval_s=3600.0)
+        worker.flush()
+
+    for worker in workers:
+        assert value(worker, "modelreg_collection_finished_timestamp_seconds") == 2e9
+        assert value(worker, "modelreg_collection_interval_seconds") == 3600
+    assert value(_looked(None), "modelreg_collection_finished_timestamp_seconds") == 0
+
+
+def _looked(finished: float | None) -> Metrics:
+    metrics = Metrics()
+    metrics.collection_looked(finished=finished, interval_s=3600.0)
+    return metrics
 
 
 def test_the_limits_in_force_are_visible() -> None:
