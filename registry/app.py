@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from kitspec.errors import OciError
-from registry import hash_state
+from registry import hash_state, layout
 from registry.answer_memo import Answer
 from registry.api.call import Services
 from registry.audit import AuditedJournal, AuditedLogins, AuditLog, open_audit
@@ -105,7 +105,8 @@ def _s3_backend(storage: S3, redirect: Redirect) -> StorageBackend:
             retry_timeout_s=storage.retrytimeout,
             url_endpoint=redirect.endpoint,
             url_life_s=redirect.expiry,
-        )
+        ),
+        content_prefix=layout.BLOBS,
     )
 
 

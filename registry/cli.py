@@ -283,8 +283,8 @@ def _collected_line(collected: Collected, *, dry_run: bool) -> str:
     )
     if collected.unreadable:
         line += (
-            f"\n{collected.unreadable} manifests cannot be read, and keep all blobs of their repositories: the log names them; "
-            "see `modelkit-registry fsck`"
+            f"\n{collected.unreadable} objects cannot be read and stay, manifests with all blobs of their repositories: "
+            "the log names them; see `modelkit-registry fsck`"
         )
     return line
 

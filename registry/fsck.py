@@ -4,7 +4,7 @@
     the catalogue
     repositories       each in one listing: links, manifests, tags, referrers, what was derived
     the rest           tables, the journal, records of the registry itself, keys of nobody
-    leftovers          as the backend tells
+    leftovers          as the backend tells, and what is nobody's in its own place
     content            read and hashed, unless that is not wanted
 
 While everything is being written. A listing is old when it is read: what does not fit is a suspicion only. Each suspicious object is
@@ -40,7 +40,13 @@ from registry import layout
 from registry.fsck_checks import NOT_OURS, Check, Checks, Facts, StoreFacts
 from registry.fsck_findings import Finding, Kind, Severity
 from storage_backends.checks import INTERNAL
-from storage_backends.interface import ObjectInfo, ObjectMissing, StorageBackend, StorageUnavailable
+from storage_backends.interface import (
+    ObjectDamaged,
+    ObjectInfo,
+    ObjectMissing,
+    StorageBackend,
+    StorageUnavailable,
+)
 from storage_backends.threads import Threads
 
 __all__ = ["Checked", "Finding", "Fsck", "Kind", "Severity"]
@@ -151,6 +157,8 @@ class Fsck:
         if not self._names:
             async for finding in self._unlinked():
                 yield finding
+            async for finding in self._strays():
+                yield finding
             async for finding in self._leftovers():
                 yield finding
         if self._with_content:
@@ -249,7 +257,10 @@ class Fsck:
                     self._learn_content(digest, size)
 
     async def _ask_size(self, digest: Digest) -> tuple[Digest, int | None]:
-        return digest, await self._store.content_size(digest)
+        try:
+            return digest, await self._store.content_size(digest)
+        except ObjectDamaged as error:
+            return digest, error.info.size
 
     async def _others(self) -> AsyncIterator[ObjectInfo]:
         """Whatever is not in one of the three large families."""
@@ -277,7 +288,7 @@ class Fsck:
             return
         for digest in self._contents:
             with suppress(ObjectMissing):
-                yield await self._backend.stat(layout.blob_key(digest))
+                yield await self._stat(layout.blob_key(digest))
 
     async def _look_at_content(self, info: ObjectInfo) -> list[_Suspect]:
         return await self._first_look(self._checks.content, info, self._store)
@@ -306,10 +317,17 @@ class Fsck:
 
     async def _look_again(self, suspect: _Suspect) -> tuple[_Suspect, frozenset[Finding]]:
         try:
-            info = await self._backend.stat(suspect.key)
+            info = await self._stat(suspect.key)
         except ObjectMissing:
             return suspect, frozenset()
         return suspect, frozenset(await self._checks.look(suspect.check, info, self._store))
+
+    async def _stat(self, key: str) -> ObjectInfo:
+        """Also of what is damaged, for the check to say what that means. Raises: ObjectMissing."""
+        try:
+            return await self._backend.stat(key)
+        except ObjectDamaged as error:
+            return error.info
 
     async def _unlinked(self) -> AsyncIterator[Finding]:
         """Certain at once: see `Checks.unlinked`."""
@@ -322,12 +340,22 @@ class Fsck:
     async def _look_at_unlinked(self, digest: Digest) -> tuple[_Suspect, frozenset[Finding]]:
         return await self._look_again(_Suspect(self._checks.unlinked, layout.blob_key(digest)))
 
+    async def _strays(self) -> AsyncIterator[Finding]:
+        async with _closed(self._backend.strays()) as strays:
+            async for stray in strays:
+                if stray.damage:
+                    yield Finding(Kind.INTERNAL_DAMAGED, stray.name, stray.damage)
+                else:
+                    yield Finding(Kind.KEY_FOREIGN, stray.name, "a name that is none of the registry's")
+
     async def _leftovers(self) -> AsyncIterator[Finding]:
         try:
             async for left in self._backend.sweep(age_s=self._grace_s, dry_run=True):
                 yield Finding(
                     Kind.LEFTOVER, left.name, f"{left.size} bytes of a writer that is gone", size=left.size
                 )
+        except ObjectDamaged as error:
+            yield Finding(Kind.LEFTOVERS_UNKNOWN, error.info.key, str(error), error.info.version)
         except StorageUnavailable as error:
             yield Finding(Kind.LEFTOVERS_UNKNOWN, INTERNAL, str(error))
 
@@ -370,7 +398,7 @@ class Fsck:
     async def _tags(self, listing: _Listing) -> dict[Digest, list[str]]:
         tags: dict[Digest, list[str]] = {}
         for info in listing.of("_tags"):
-            with suppress(ObjectMissing, *NOT_OURS):
+            with suppress(ObjectMissing, ObjectDamaged, *NOT_OURS):
                 target = await self._checks.tag_target(info.key)
                 tags.setdefault(target, []).append(info.key.rpartition("/")[2])
         return tags

@@ -12,6 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from kitspec.descriptor import Descriptor
@@ -33,6 +34,7 @@ from storage_backends.file_stream import chunks_of
 from storage_backends.interface import (
     ByteStream,
     LocalFile,
+    ObjectDamaged,
     ObjectInfo,
     ObjectMissing,
     ObjectTooLarge,
@@ -69,7 +71,11 @@ class Facts(Protocol):
         ...
 
     async def content_size(self, digest: Digest) -> int | None:
-        """Bytes of stored content, whoever links it; None if there is none."""
+        """Bytes of stored content, whoever links it; None if there is none.
+
+        Raises:
+            ObjectDamaged: it is there, and nobody can tell.
+        """
         ...
 
     async def is_derived(self, name: RepositoryName, digest: Digest) -> bool:
@@ -84,7 +90,10 @@ class StoreFacts:
         self._backend = backend
 
     async def is_there(self, key: str) -> bool:
-        return await self._size(key) is not None
+        try:
+            return await self._size(key) is not None
+        except ObjectDamaged:
+            return True
 
     async def content_size(self, digest: Digest) -> int | None:
         return await self._size(layout.blob_key(digest))
@@ -163,7 +172,8 @@ class Checks:
         except ObjectMissing:
             return ()
         except (StorageUnavailable, OSError) as error:
-            await self._ask_anything()
+            if not isinstance(error, ObjectDamaged):
+                await self._ask_anything()
             kind = Kind.CONTENT_UNREADABLE if info.key.startswith(layout.BLOBS) else Kind.RECORD_UNREADABLE
             reason = error.strerror if isinstance(error, OSError) else str(error)
             return (Finding(kind, info.key, reason or "cannot be read", info.version),)
@@ -180,13 +190,9 @@ class Checks:
         digest = layout.digest_of(info.key)
         assert digest is not None
         hasher = hashlib.new(digest.algorithm, usedforsecurity=False)
-        try:
-            async with self._backend.deliver(info.key) as delivery:
-                assert not isinstance(delivery, PresignedUrl), "it was not asked for"
-                size = await self._hash(delivery, hasher)
-        except (ValueError, LookupError, TypeError) as error:
-            seen = f"what says where its bytes are is damaged ({type(error).__name__})"
-            return (Finding(Kind.CONTENT_UNREADABLE, info.key, seen, info.version),)
+        async with self._backend.deliver(info.key) as delivery:
+            assert not isinstance(delivery, PresignedUrl), "it was not asked for"
+            size = await self._hash(delivery, hasher)
         if hasher.hexdigest() == digest.encoded:
             return ()
         seen = f"{size} bytes that hash to {digest.algorithm}:{hasher.hexdigest()}"
@@ -263,9 +269,15 @@ class Checks:
         return found
 
     async def _link(self, digest: Digest, info: ObjectInfo, facts: Facts) -> Findings:
-        if await facts.content_size(digest) is not None:
+        if await self._has_content(digest, facts):
             return ()
         return (_at(info, Kind.LINK_DANGLING, f"no {layout.blob_key(digest)}"),)
+
+    async def _has_content(self, digest: Digest, facts: Facts) -> bool:
+        try:
+            return await facts.content_size(digest) is not None
+        except ObjectDamaged:  # which has a finding of its own
+            return True
 
     async def _tag(self, name: RepositoryName, info: ObjectInfo, facts: Facts) -> Findings:
         try:
@@ -299,6 +311,8 @@ class Checks:
             stored = await read_manifest_record(self._backend, layout.manifest_key(name, digest))
         except ServerError as error:
             raise _Wrong(Kind.MANIFEST_DIGEST, "its bytes hash to another digest") from error
+        except ObjectDamaged as error:
+            raise _Wrong(Kind.RECORD_UNREADABLE, str(error)) from error
         except (ObjectTooLarge, *NOT_OURS) as error:
             raise _Wrong(Kind.MANIFEST_RECORD, _said(error)) from error
         if stored.digest != digest:
@@ -335,8 +349,10 @@ class Checks:
         """Bytes of what a manifest lists; None if the repository has no link to it."""
         if not await facts.is_there(layout.link_key(name, listed.digest)):
             return None
-        size = await facts.content_size(listed.digest)
-        # A link without content has a finding of its own.
+        # A link without content has a finding of its own, and so has content that is damaged.
+        size = None
+        with suppress(ObjectDamaged):
+            size = await facts.content_size(listed.digest)
         return listed.size if size is None else size
 
     async def _child(self, name: RepositoryName, listed: Descriptor, facts: Facts) -> int | None:
@@ -406,7 +422,7 @@ class Checks:
     async def table(self, info: ObjectInfo, facts: Facts) -> Findings:
         digest = layout.digest_of(info.key)
         assert digest is not None
-        if await facts.content_size(digest) is None:
+        if not await self._has_content(digest, facts):
             return self._garbage(Kind.CACHE_ORPHAN, info, f"no {layout.blob_key(digest)}")
         if not self._with_content or await self._is_sealed(info.key):
             return ()

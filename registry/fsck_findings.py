@@ -160,12 +160,18 @@ class Kind(Enum):
         "remove it",
     )
     KEY_FOREIGN = ("key-foreign", _WARNING, "keys of the storage layout", _NONE_OF_OURS)
+    INTERNAL_DAMAGED = (
+        "internal-damaged",
+        _ERROR,
+        "a record of the storage backend that can be read",
+        "no bytes are swept until it can be: restore it, or remove it as docs/operations.md says",
+    )
     LEFTOVER = ("leftover", _GARBAGE, "nothing that nobody can reach", _COLLECTED)
     LEFTOVERS_UNKNOWN = (
         "leftovers-unknown",
         _WARNING,
         "a store that tells what crashed writers left",
-        "start a registry on it once: it makes what is missing",
+        "see to what is named; of a folder that lacks something: start a registry on it once, which makes it",
     )
 
     def __init__(self, word: str, severity: Severity, wanted: str, remedy: str) -> None:

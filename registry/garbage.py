@@ -7,7 +7,8 @@
 
 Each removal is of the version that was seen: whoever touched, wrote or linked meanwhile makes it fail, and the thing stays
 (freshness.py, docs/adr/0016-collection.md). One collects at a time, by a lease, to save work: safety does not rest on it.
-Whatever cannot be read ends the run; a manifest that cannot be understood keeps all blobs of its repository.
+A store that cannot be read ends the run. One object that cannot be stays, and a manifest that cannot be read or understood
+keeps all blobs of its repository. The backend sweeps nothing while something that may name bytes cannot be read.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ from registry.layout import InRepository
 from registry.lease import LeaseTaken, RecordLease
 from registry.logs import log_event
 from registry.upload_sessions import UploadSessions
-from storage_backends.interface import ObjectInfo, ObjectMissing, PreconditionFailed, StorageBackend
+from storage_backends.interface import (
+    ObjectDamaged,
+    ObjectInfo,
+    ObjectMissing,
+    PreconditionFailed,
+    StorageBackend,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +55,8 @@ class Collected:
     Attributes:
         removed: how many of each kind.
         size: bytes of content that went.
-        unreadable: manifests that keep all blobs of their repository, because nobody knows what they refer to.
+        unreadable: manifests that keep all blobs of their repository, because nobody knows what they refer to; and other
+            objects that stay because they are damaged.
         foreign: keys that are none of the registry's.
     """
 
@@ -338,11 +346,8 @@ class _Run:
             manifest = parse_manifest(stored.content, stored.media_type)
         except ObjectMissing:
             return ()  # deleted just now
-        except (OciError, ValueError, LookupError, TypeError) as error:
-            self._collected.unreadable += 1
-            log_event(
-                logger, logging.WARNING, "collection.manifest.unreadable", key=info.key, reason=str(error)
-            )
+        except (OciError, ObjectDamaged, ValueError, LookupError, TypeError) as error:
+            self._unreadable("collection.manifest.unreadable", info, error)
             return None
         return [reference.digest for _, reference in manifest.references()]
 
@@ -354,6 +359,9 @@ class _Run:
             try:
                 await self._backend.delete(info.key, expect=info.version)
             except PreconditionFailed:
+                return False
+            except ObjectDamaged as error:
+                self._unreadable("collection.object.unreadable", info, error)
                 return False
         self._collected.count(kind)
         log_event(
@@ -372,7 +380,13 @@ class _Run:
             await self._backend.stat(layout.blob_key(digest))
         except ObjectMissing:
             return False
+        except ObjectDamaged:
+            return True
         return True
+
+    def _unreadable(self, event: str, info: ObjectInfo, error: Exception) -> None:
+        self._collected.unreadable += 1
+        log_event(logger, logging.WARNING, event, key=info.key, reason=str(error))
 
     def _foreign(self, key: str) -> None:
         self._collected.foreign += 1

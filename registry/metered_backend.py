@@ -31,6 +31,7 @@ class MeteredBackend:
         self.deliver = inner.deliver
         self.list = inner.list
         self.sweep = inner.sweep
+        self.strays = inner.strays
         self.uploads = inner.uploads
 
     @property

@@ -35,6 +35,7 @@ class Overlay:
         self.probe = inner.probe
         self.now = inner.now
         self.sweep = inner.sweep
+        self.strays = inner.strays
         self.deliver = inner.deliver
         self.begin_upload = inner.begin_upload
         self.resume_upload = inner.resume_upload

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Callable
@@ -24,17 +25,21 @@ from kitspec.digest import Digest
 from kitspec.errors import BlobTooLarge, BlobUploadUnknown, DigestInvalid, TooManyRequests, UploadOutOfOrder
 from kitspec.names import RepositoryName
 from registry import hash_state, layout
+from registry.logs import log_event
 from registry.member_index import MemberIndexes
 from registry.pass_watchers import Watchers
 from registry.storage_errors import translated
 from storage_backends.interface import (
     BlockingSource,
+    ObjectDamaged,
     ObjectInfo,
     StorageBackend,
     Upload,
     UploadBusy,
     UploadMissing,
 )
+
+logger = logging.getLogger(__name__)
 
 Chunks = AsyncIterable[bytes] | BlockingSource
 """Bytes on their way in, as they come from the event loop or from a socket that a thread reads."""
@@ -337,6 +342,8 @@ class UploadSessions:
                         self._marked(name)
                 except UploadMissing:
                     continue  # ended meanwhile
+                except ObjectDamaged:
+                    continue  # nobody can go on with it
                 found.append(OpenUpload(upload.id, name, upload.offset))
         return found
 
@@ -390,6 +397,9 @@ class UploadSessions:
                 if not dry_run:
                     await (await self._backend.resume_upload(upload_id)).abort()
             except (UploadMissing, UploadBusy):
+                continue
+            except ObjectDamaged as error:
+                log_event(logger, logging.WARNING, "upload.unreadable", upload=upload_id, reason=str(error))
                 continue
             expired.append(upload_id)
         return expired

@@ -20,11 +20,15 @@ _NOTE_SIZE_MAX = 64 * 1024
 
 def check_key(key: str) -> None:
     """Raises: ValueError."""
-    if len(key) > KEY_SIZE_MAX or _KEY.fullmatch(key) is None:
+    if not is_key(key):
         raise ValueError(
             f"not a key: {key!r}; wanted at most {KEY_SIZE_MAX} bytes of printable ASCII, in components of 1 to 255 "
             f"bytes with a '/' between, none of them '.' or '..', the first not {INTERNAL!r}"
         )
+
+
+def is_key(name: str) -> bool:
+    return len(name) <= KEY_SIZE_MAX and _KEY.fullmatch(name) is not None
 
 
 def check_prefix(prefix: str) -> None:
@@ -41,9 +45,13 @@ def is_component(name: str) -> bool:
     return "/" not in name and _PREFIX.fullmatch(name) is not None and name not in {"", ".", ".."}
 
 
+def is_upload_id(name: str) -> bool:
+    return _UPLOAD_ID.fullmatch(name) is not None
+
+
 def check_upload_id(upload_id: str) -> None:
     """Raises: ValueError."""
-    if _UPLOAD_ID.fullmatch(upload_id) is None:
+    if not is_upload_id(upload_id):
         raise ValueError(f"not the id of an upload: {upload_id!r}; wanted 1 to 64 of [A-Za-z0-9_-]")
 
 

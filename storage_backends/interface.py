@@ -16,6 +16,7 @@ Every method may raise `StorageUnavailable` (the store failed; a later try may h
     ├── UploadBusy             somebody else is appending to it
     ├── StorageFull            no room; make some
     └── StorageUnavailable     the store failed; a later try may help
+        └── ObjectDamaged      one object cannot be read; the store is well, and no later try will help
 """
 
 from __future__ import annotations
@@ -88,6 +89,18 @@ class ObjectInfo:
     modified: float = field(compare=False)
 
 
+class ObjectDamaged(StorageUnavailable):
+    """An object is not as the backend writes it: damaged, or put there by somebody else.
+
+    Attributes:
+        info: what is known of it; its size is what the store has of it.
+    """
+
+    def __init__(self, message: str, info: ObjectInfo) -> None:
+        super().__init__(message)
+        self.info = info
+
+
 @dataclass(frozen=True, slots=True)
 class UploadInfo:
     """An upload that is under way.
@@ -113,6 +126,19 @@ class Leftover:
     name: str
     size: int
     modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Something that no reader of keys is shown, and the backend cannot use.
+
+    Attributes:
+        name: within the store.
+        damage: why it cannot be read, of what is the backend's own; "" of what is not.
+    """
+
+    name: str
+    damage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +276,7 @@ class Upload(Protocol):
         it, and the upload ends too. When it is deleted in that moment, the upload's own bytes are published.
 
         Raises:
+            ValueError: this backend keeps no content at such a key.
             UploadBusy: an append is under way.
             UploadMissing: the upload has ended.
         """
@@ -380,6 +407,7 @@ class StorageBackend(Protocol):
     def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         """Objects whose keys start with `prefix` and are greater than `after`, in ASCII order of the whole key.
 
+        What `ObjectDamaged` would be raised of is among them, with a size that means little.
         What is written or removed meanwhile may or may not be seen; what stays is seen once.
         """
         ...
@@ -408,9 +436,16 @@ class StorageBackend(Protocol):
 
         Args:
             dry_run: say what would go, and remove nothing.
+
+        Raises:
+            ObjectDamaged: what may name bytes that are needed cannot be read; its `info` names it.
         """
         ...
 
+    def strays(self) -> AsyncIterator[Stray]:
+        """What else there is in the store: under names that no key has, or where the backend keeps what is its own."""
+        ...
+
     def uploads(self) -> AsyncIterator[UploadInfo]:
-        """All uploads under way, in no order, for their expiry."""
+        """All uploads under way, in no order, for their expiry; one whose state is damaged as one without bytes."""
         ...

@@ -29,6 +29,7 @@ from storage_backends.interface import (
     StorageBackend,
     StorageError,
     StorageUnavailable,
+    Stray,
     Upload,
     UploadInfo,
 )
@@ -183,6 +184,12 @@ class LocalBackend:
                 *self._folder.sweep(before=before, dry_run=dry_run),
                 *local_upload.sweep(self._folder, before=before, dry_run=dry_run),
             ]
+
+    async def strays(self) -> AsyncIterator[Stray]:
+        """Nothing: what is no key is passed over here, and takes nothing from anybody."""
+        strays: tuple[Stray, ...] = ()
+        for stray in strays:
+            yield stray
 
     async def uploads(self) -> AsyncIterator[UploadInfo]:
         for upload in await self._threads.run(local_upload.look_at_all, self._folder):

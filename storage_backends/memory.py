@@ -21,6 +21,7 @@ from storage_backends.interface import (
     PreconditionFailed,
     SpanChoice,
     StorageBackend,
+    Stray,
     Upload,
     UploadBusy,
     UploadInfo,
@@ -148,6 +149,11 @@ class MemoryBackend:
         leftovers: tuple[Leftover, ...] = ()
         for leftover in leftovers:
             yield leftover
+
+    async def strays(self) -> AsyncIterator[Stray]:
+        strays: tuple[Stray, ...] = ()
+        for stray in strays:
+            yield stray
 
     async def uploads(self) -> AsyncIterator[UploadInfo]:
         for upload_id, content in list(self._uploads.items()):

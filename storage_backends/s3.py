@@ -13,30 +13,35 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Final, TypeVar, cast
 
-from storage_backends import s3_probe, s3_sweep
+from storage_backends import s3_probe, s3_strays, s3_sweep
 from storage_backends.checks import (
     INTERNAL,
     KEY_SIZE_MAX,
     check_key,
     check_prefix,
     check_upload_id,
+    is_key,
+    is_upload_id,
 )
 from storage_backends.interface import (
     ByteStream,
     Leftover,
+    ObjectDamaged,
     ObjectInfo,
     ObjectMissing,
     ObjectTooLarge,
+    PreconditionFailed,
     PresignedUrl,
     SpanChoice,
     StorageBackend,
+    Stray,
     Upload,
     UploadInfo,
 )
 from storage_backends.s3_client import Listed, S3Client, S3Settings
 from storage_backends.s3_delivery import Deliveries
 from storage_backends.s3_errors import InTheWay, below
-from storage_backends.s3_format import POINTER, TAIL_SIZE, UPLOADS, Found, may_be_pointer, record_to_bytes
+from storage_backends.s3_format import POINTER, TAIL_SIZE, UPLOADS, may_be_pointer, record_to_bytes
 from storage_backends.s3_listing import pages
 from storage_backends.s3_parts import PART_COUNT_MAX, PART_SIZE_MAX, PART_SIZE_MIN, Holding
 from storage_backends.s3_records import Records
@@ -63,6 +68,8 @@ _POINTER_SIZE_MAX: Final = 256 * 1024
 class S3Backend:
     """
     Args:
+        content_prefix: of every key that uploads are committed to. A sweep looks there alone for what may name bytes, and
+            ends when it cannot read something there.
         part_count_max: parts of one object; fewer in tests.
 
     Raises:
@@ -71,9 +78,12 @@ class S3Backend:
 
     source_appends_max = _SOURCES
 
-    def __init__(self, settings: S3Settings, *, part_count_max: int = PART_COUNT_MAX) -> None:
+    def __init__(
+        self, settings: S3Settings, *, content_prefix: str = "", part_count_max: int = PART_COUNT_MAX
+    ) -> None:
         _check(settings)
         self._settings = settings
+        self._content_prefix = content_prefix
         self._part_count_max = part_count_max
         self._threads = Threads(_THREADS, "s3")
         self._appenders = Threads(_APPENDERS, "s3-append")
@@ -122,6 +132,7 @@ class S3Backend:
             part_size=self._settings.part_size,
             part_count_max=self._part_count_max,
             segment_size=self._settings.segment_size,
+            content_prefix=self._content_prefix,
             refuse_below_object=self._refuse_below_object,
         )
 
@@ -195,9 +206,20 @@ class S3Backend:
         """The bytes of content are read for `trash_delay_s` more by those who have begun to, and go with the next sweep."""
         check_key(key)
         try:
-            await self._threads.run(lambda: self._records.delete(key, expect=expect))
+            await self._threads.run(self._delete, key, expect)
         finally:
             self._deliveries.forget(key)
+
+    def _delete(self, key: str, expect: str | None) -> None:
+        try:
+            self._records.delete(key, expect=expect)
+        except ObjectDamaged as error:
+            # Elsewhere it can be removed: there it names no bytes.
+            if key.startswith(self._content_prefix):
+                raise
+            if expect not in {None, error.info.version}:
+                raise PreconditionFailed(f"{key} is not the expected version") from error
+            self._records.delete_version(key, error.info.version)
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         """A request for each 1000 keys, and one for each of them that is content."""
@@ -213,10 +235,11 @@ class S3Backend:
         return pages(self._client, self._threads, prefix, after)
 
     async def _infos_of(self, page: Sequence[Listed]) -> Sequence[ObjectInfo]:
-        """In the order of the page; what is gone by now is left out."""
-        asked = [listed for listed in page if may_be_pointer(listed.size)]
+        """In the order of the page; what is gone by now is left out, and what has a name that is no key."""
+        keys = [listed for listed in page if is_key(listed.key)]
+        asked = [listed for listed in keys if may_be_pointer(listed.size)]
         told = iter(await self._of_all(self._records.info_of, asked))
-        infos = (next(told) if may_be_pointer(each.size) else self._records.info_of(each) for each in page)
+        infos = (next(told) if may_be_pointer(each.size) else self._records.info_of(each) for each in keys)
         return [info for info in infos if info is not None]
 
     async def _of_all(self, call: Callable[[Listed], T], page: Sequence[Listed]) -> Sequence[T]:
@@ -239,17 +262,30 @@ class S3Backend:
         return S3Upload(self._workshop, upload_id, holding)
 
     async def sweep(self, *, age_s: float, dry_run: bool = False) -> AsyncIterator[Leftover]:
-        """A request for each 1000 objects, and one for each of them that is content: as many as to list all.
+        """A request for each 1000 objects that are content, and one for each of them: as many as to list it.
 
         It empties the trash too.
         """
         limits = s3_sweep.Limits(
             leftovers=self._moment_before(age_s), trash=self._moment_before(self._settings.trash_delay_s)
         )
-        sweeping = s3_sweep.sweep(self._client, self._records, self._threads, limits, dry_run=dry_run)
+        sweeping = s3_sweep.sweep(
+            self._client,
+            self._records,
+            self._threads,
+            limits,
+            content_prefix=self._content_prefix,
+            dry_run=dry_run,
+        )
         async with aclosing(sweeping) as leftovers:
             async for leftover in leftovers:
                 yield leftover
+
+    async def strays(self) -> AsyncIterator[Stray]:
+        """A request for each 1000 objects, and one for each upload and each record in the trash."""
+        async with aclosing(s3_strays.strays(self._client, self._records, self._threads)) as strays:
+            async for stray in strays:
+                yield stray
 
     def _moment_before(self, age_s: float) -> float:
         """What is older than `age_s` was modified before this. Without an age it is everything: the store tells whole seconds."""
@@ -259,15 +295,20 @@ class S3Backend:
         """A request for each 1000 uploads, and one for each of them."""
         async with aclosing(self._pages(UPLOADS)) as listing:
             async for page in listing:
-                for found in await self._of_all(self._look_if_there, page):
-                    if found is not None:
-                        yield UploadInfo(found.key.removeprefix(UPLOADS), found.tail.size, found.modified)
+                states = [listed for listed in page if is_upload_id(listed.key.removeprefix(UPLOADS))]
+                for info in await self._of_all(self._upload_at, states):
+                    if info is not None:
+                        yield info
 
-    def _look_if_there(self, listed: Listed) -> Found | None:
+    def _upload_at(self, listed: Listed) -> UploadInfo | None:
+        upload_id = listed.key.removeprefix(UPLOADS)
         try:
-            return self._records.look(listed.key)
+            found = self._records.look(listed.key)
         except ObjectMissing:
             return None
+        except ObjectDamaged as error:
+            return UploadInfo(upload_id, 0, error.info.modified)
+        return UploadInfo(upload_id, found.tail.size, found.modified)
 
     def _refuse_below_object(self, key: str) -> None:
         """A request for each folder that this process has not seen yet: a store need not mind, a file system would.

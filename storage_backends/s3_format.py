@@ -13,6 +13,8 @@ an ETag does not change with it.
 A listing tells a size and no kind. Pointers alone have to be asked for theirs, and only what has a multiple of 512 bytes can
 be one; a record that happens to costs one request more.
 
+What cannot be read of it, `Malformed` says.
+
 The key of a data object begins with a mark of the upload that makes it. So whoever sweeps (s3_sweep.py) sees from a list of the
 uploads alone what they may need.
 """
@@ -24,13 +26,15 @@ import json
 import re
 import secrets
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from storage_backends.checks import INTERNAL
-from storage_backends.interface import ObjectInfo, Span, StorageUnavailable
+from storage_backends.interface import ObjectInfo, Span
 from storage_backends.s3_client import Part
+
+T = TypeVar("T")
 
 RECORD, POINTER, UPLOAD = b"r", b"p", b"u"
 """Kinds of objects."""
@@ -45,6 +49,8 @@ PROBES: Final = f"{INTERNAL}/probe/"
 DATA: Final = f"{INTERNAL}/data/"
 TRASH: Final = f"{INTERNAL}/trash/"
 _DATA_KEY: Final = re.compile(rf"{DATA}([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})")
+_TRASH_KEY: Final = re.compile(rf"{TRASH}[0-9a-f]{{32}}")
+_PROBE_KEY: Final = re.compile(rf"{PROBES}[0-9a-f]{{16}}(?:/[!-~]{{1,3}})?")
 _HALF_SIZE: Final = 16
 
 
@@ -77,6 +83,18 @@ def new_trash_key() -> str:
     return TRASH + secrets.token_hex(_HALF_SIZE)
 
 
+def is_trash_key(key: str) -> bool:
+    return _TRASH_KEY.fullmatch(key) is not None
+
+
+def is_probe_key(key: str) -> bool:
+    return _PROBE_KEY.fullmatch(key) is not None
+
+
+class Malformed(ValueError):
+    """Bytes that this program did not write so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tail:
     kind: bytes
@@ -87,13 +105,13 @@ class Tail:
         return _TAIL.pack(_MAGIC, self.kind, self.size, self.nonce)
 
     @classmethod
-    def from_bytes(cls, key: str, stored: bytes) -> Self:
-        """Of the end of an object. Raises: StorageUnavailable: somebody else put something here."""
+    def from_bytes(cls, stored: bytes) -> Self:
+        """Of the end of an object. Raises: Malformed."""
         if len(stored) >= TAIL_SIZE:
             magic, kind, size, nonce = _TAIL.unpack(stored[-TAIL_SIZE:])
             if magic == _MAGIC:
                 return cls(kind, size, nonce)
-        raise StorageUnavailable(f"{key} in the bucket was not written by this program: remove it")
+        raise Malformed("its end is none of ours")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +159,38 @@ def pointer_to_bytes(segments: Sequence[Segment]) -> tuple[bytes, bytes]:
 
 
 def pointer_from_bytes(stored: bytes) -> tuple[Segment, ...]:
-    document = json.loads(stored[:-TAIL_SIZE])
-    return tuple(Segment(*item) for item in document["segments"])
+    """Raises: Malformed."""
+    return _decoded(_pointer, stored)
+
+
+def _pointer(stored: bytes) -> tuple[Segment, ...]:
+    segments = tuple(map(_segment, json.loads(stored[:-TAIL_SIZE])["segments"]))
+    _refuse_size(sum(segment.size for segment in segments), stored)
+    return segments
+
+
+def _segment(item: list[Any]) -> Segment:
+    key, size, version = item
+    if data_id(key) is None or size < 0 or not isinstance(version, str):
+        raise ValueError("no segment")
+    return Segment(key, size, version)
+
+
+def _refuse_size(size: int, stored: bytes) -> None:
+    if size != Tail.from_bytes(stored).size:
+        raise ValueError("another size than its end says")
+
+
+def _decoded(decode: Callable[[bytes], T], stored: bytes) -> T:
+    try:
+        return decode(stored)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Malformed("its JSON is none of ours") from error
 
 
 def renewed(stored: bytes) -> tuple[bytes, bytes]:
     """The same object with another nonce, and that: another version, of the same size."""
-    tail = Tail.from_bytes("", stored)
+    tail = Tail.from_bytes(stored)
     return _with_tail(tail.kind, tail.size, stored[:-TAIL_SIZE])
 
 
@@ -156,8 +199,18 @@ def trash_to_bytes(segments: Sequence[Segment]) -> tuple[bytes, bytes]:
     return record_to_bytes(json.dumps({"data": [segment.key for segment in segments]}).encode())
 
 
-def trash_from_bytes(stored: bytes) -> tuple[str, ...]:
-    return tuple(json.loads(stored[:-TAIL_SIZE])["data"])
+def trash_from_bytes(stored: bytes) -> tuple[bytes, ...]:
+    """The ids of what a record in the trash names. Raises: Malformed."""
+    return _decoded(_trash, stored)
+
+
+def _trash(stored: bytes) -> tuple[bytes, ...]:
+    _refuse_size(len(stored) - TAIL_SIZE, stored)
+    ids = tuple(map(data_id, json.loads(stored[:-TAIL_SIZE])["data"]))
+    found = tuple(each for each in ids if each is not None)
+    if len(found) < len(ids):
+        raise ValueError("no key of data")
+    return found
 
 
 def may_be_pointer(stored_size: int) -> bool:
@@ -199,6 +252,8 @@ class Target:
     @classmethod
     def from_json(cls, document: list[Any]) -> Self:
         key, multipart, number_next, parts = document
+        if data_id(key) is None:
+            raise ValueError("no key of data")
         return cls(key, multipart, number_next, tuple(Part(*part) for part in parts))
 
 
@@ -243,18 +298,25 @@ class UploadState:
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> Self:
+        """Raises: Malformed."""
+        return _decoded(cls._from_bytes, stored)
+
+    @classmethod
+    def _from_bytes(cls, stored: bytes) -> Self:
         line, _, content = stored[:-TAIL_SIZE].partition(b"\n")
         head = json.loads(line)
         note_size = head["note"]
-        return cls(
+        state = cls(
             note=content[:note_size],
-            segments=tuple(Segment(*item) for item in head["segments"]),
+            segments=tuple(map(_segment, head["segments"])),
             targets=tuple(map(Target.from_json, head["targets"])),
             rest=content[note_size:],
             is_sealed=head["sealed"],
             is_closing=head["closing"],
             is_aborted=head["aborted"],
         )
+        _refuse_size(state.offset, stored)
+        return state
 
 
 def _with_tail(kind: bytes, size: int, content: bytes) -> tuple[bytes, bytes]:

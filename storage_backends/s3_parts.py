@@ -114,15 +114,12 @@ class Holding:
 
     @classmethod
     def read(cls, client: S3Client, records: Records, upload_id: str) -> Holding:
-        """Also what was aborted. Raises: UploadMissing."""
+        """Also what was aborted. Raises: UploadMissing, ObjectDamaged."""
         try:
-            read = records.read(UPLOADS + upload_id, _STATE_SIZE_MAX)
+            state, found = records.read_own(UPLOADS + upload_id, _STATE_SIZE_MAX, UploadState.from_bytes)
         except ObjectMissing as error:
             raise missing(upload_id) from error
-        if read is None:
-            raise StorageUnavailable(f"the state of the upload {upload_id} is larger than it can be")
-        stored, found = read
-        return cls(client, records, upload_id, UploadState.from_bytes(stored), found.version)
+        return cls(client, records, upload_id, state, found.version)
 
     def check(self) -> None:
         """Raises: UploadBusy: somebody else has written; UploadMissing."""

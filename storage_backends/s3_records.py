@@ -8,24 +8,26 @@ else's. Where reading cannot decide either, StorageUnavailable is raised: the ca
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from storage_backends.interface import (
+    ObjectDamaged,
     ObjectInfo,
     ObjectMissing,
     PreconditionFailed,
     StorageError,
     StorageUnavailable,
 )
-from storage_backends.s3_client import Listed, S3Client
+from storage_backends.s3_client import Body, Listed, S3Client
 from storage_backends.s3_errors import InTheWay, TryAgain
 from storage_backends.s3_format import (
     POINTER,
     POINTER_STEP,
     TAIL_SIZE,
     Found,
+    Malformed,
     Segment,
     Tail,
     may_be_pointer,
@@ -34,6 +36,8 @@ from storage_backends.s3_format import (
     renewed,
     trash_to_bytes,
 )
+
+T = TypeVar("T")
 
 # Of a store's clock (whole seconds) and of what two of its machines may differ by. A write that is older than the
 # beginning of ours by this much was there before it.
@@ -54,14 +58,13 @@ class Records:
 
         Raises:
             ObjectMissing: no such key.
+            ObjectDamaged: it is not one of ours.
         """
         return self._client.again(lambda: self._look(key))
 
     def _look(self, key: str) -> Found:
         body = self._client.get(key, span=f"bytes=-{POINTER_STEP}")
-        end = body.read()
-        tail = Tail.from_bytes(key, end)
-        return Found(key, tail, body.version, body.modified, body.asked, body.object_size, end)
+        return _found(key, body, body.read())
 
     def exists(self, key: str) -> bool:
         try:
@@ -75,6 +78,7 @@ class Records:
 
         Raises:
             ObjectMissing: no such key.
+            ObjectDamaged: it is not one of ours.
         """
         return self._client.again(lambda: self._read(key, stored_size_max))
 
@@ -86,18 +90,26 @@ class Records:
             stored = body.read()
         finally:
             body.close()
-        tail = Tail.from_bytes(key, stored)
-        return stored, Found(key, tail, body.version, body.modified, body.asked, len(stored), stored)
+        return stored, _found(key, body, stored)
+
+    def read_own(self, key: str, stored_size_max: int, decode: Callable[[bytes], T]) -> tuple[T, Found]:
+        """What `decode` makes of an object of the backend's own. Raises: ObjectMissing, ObjectDamaged."""
+        read = self.read(key, stored_size_max)
+        if read is None:
+            raise ObjectDamaged(f"{key} in the bucket is larger than it can be", self.look(key).info)
+        stored, found = read
+        return _decoded(found, decode, stored), found
 
     def segments(self, found: Found) -> tuple[Segment, ...]:
         """Where the bytes are: of content where its pointer says, of a record in itself.
 
         Raises:
             ObjectMissing, PreconditionFailed: the pointer was rewritten meanwhile.
+            ObjectDamaged: it is none of ours.
         """
         if found.tail.kind != POINTER:
             return (Segment(found.key, found.tail.size, found.version),)
-        return pointer_from_bytes(self._whole(found))
+        return _decoded(found, pointer_from_bytes, self._whole(found))
 
     def segments_of(self, key: str) -> tuple[Segment, ...]:
         """Where the bytes of content are now; none if there is no content at `key`."""
@@ -121,13 +133,19 @@ class Records:
         return self._client.again(lambda: self._client.get(found.key, expect=found.version).read())
 
     def info_of(self, listed: Listed) -> ObjectInfo | None:
-        """What `look` would tell of an object that was listed, asking only where that is needed; None if it is gone."""
-        if not may_be_pointer(listed.size):
-            return ObjectInfo(listed.key, listed.size - TAIL_SIZE, listed.version, listed.modified)
-        try:
-            return self.look(listed.key).info
-        except ObjectMissing:
-            return None
+        """What `look` would tell of an object that was listed, asking only where that is needed; None if it is gone.
+
+        Of one that is none of ours what the listing tells.
+        """
+        if may_be_pointer(listed.size):
+            try:
+                return self.look(listed.key).info
+            except ObjectMissing:
+                return None
+            except ObjectDamaged as error:
+                return error.info
+        size = listed.size - TAIL_SIZE if listed.size >= TAIL_SIZE else listed.size
+        return ObjectInfo(listed.key, size, listed.version, listed.modified)
 
     def write(self, key: str, stored: bytes, nonce: bytes, *, expect: str | None = None) -> str:
         """Write an object; its version.
@@ -237,7 +255,7 @@ class Records:
             # Before the pointer goes: the bytes are never without somebody who names them, however we end.
             # When it stays after all, the sweep sees that the pointer names them too, and throws the record away alone.
             self.put_in_trash(self.segments(found))
-        self._client.again(lambda: self._delete_version(found.key, found.version))
+        self.delete_version(found.key, found.version)
 
     def put_in_trash(self, segments: Sequence[Segment]) -> None:
         """Let bytes be removed after `trash_delay_s` (s3_sweep.py), unless a pointer names them then."""
@@ -250,8 +268,43 @@ class Records:
             with suppress(StorageError):
                 self._client.again(lambda key=segment.key: self._client.delete(key))  # type: ignore[misc]
 
+    def delete_version(self, key: str, version: str) -> None:
+        """Remove an object, whatever it is. Raises: PreconditionFailed: it was rewritten meanwhile."""
+        self._client.again(lambda: self._delete_version(key, version))
+
     def _delete_version(self, key: str, version: str) -> None:
         try:
             self._client.delete(key, expect=version)
         except ObjectMissing:
             return  # the second try of what the first one did
+
+
+def _decoded(found: Found, decode: Callable[[bytes], T], stored: bytes) -> T:
+    """What `decode` makes of an object, whole. Raises: ObjectDamaged."""
+    try:
+        return decode(stored)
+    except Malformed as error:
+        info = ObjectInfo(found.key, found.stored_size, found.version, found.modified)
+        raise _damaged(info, error) from error
+
+
+def _found(key: str, body: Body, end: bytes) -> Found:
+    """
+    Args:
+        end: the last bytes of the object, or all of it.
+
+    Raises:
+        ObjectDamaged: it is none of ours.
+    """
+    try:
+        tail = Tail.from_bytes(end)
+    except Malformed as error:
+        info = ObjectInfo(key, body.object_size, body.version, body.modified)
+        raise _damaged(info, error) from error
+    return Found(key, tail, body.version, body.modified, body.asked, body.object_size, end)
+
+
+def _damaged(info: ObjectInfo, error: Malformed) -> ObjectDamaged:
+    return ObjectDamaged(
+        f"{info.key} in the bucket is damaged, or was not written by this program: {error}", info
+    )

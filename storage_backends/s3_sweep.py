@@ -4,7 +4,7 @@ Bytes are needed by an upload, by a pointer, or by whoever reads what was delete
 
     1  what may go       data objects and multipart uploads that are old; data that old records in the trash name
     2  uploads           what bears the mark of one that is there is spared
-    3  pointers          what one of them names is spared
+    3  pointers          what one of them names is spared; all that is below the prefix of content is asked
     4  the trash again   what a young record names is spared
 
 and then removes the rest. Why nothing goes that is needed, whoever writes meanwhile: every data object is made while the state
@@ -15,6 +15,9 @@ the pointer is seen in 3, the bytes are spared. Else it was deleted, and whoever
 record was there before 4 began. It is young, and the bytes are spared, or it has waited for as long as readers may.
 
 The other order would lose bytes: of an upload that is committed between looking at pointers and looking at uploads, neither is seen.
+
+What cannot be read may name what is needed: it ends the run. What is below none of these prefixes, or has no name that we give,
+names nothing.
 
 Time alone guards those who go on with an upload that others have ended under their feet. After an abort in the middle of a commit
 the state stays until it is old. When two processes commit the same upload, and what the first one published is deleted before
@@ -30,7 +33,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-from storage_backends.interface import Leftover, ObjectMissing, StorageUnavailable, UploadMissing
+from storage_backends.checks import is_key, is_upload_id
+from storage_backends.interface import Leftover, ObjectMissing, UploadMissing
 from storage_backends.s3_client import Listed, Multipart, S3Client
 from storage_backends.s3_format import (
     DATA,
@@ -39,8 +43,9 @@ from storage_backends.s3_format import (
     UPLOADS,
     data_id,
     data_key,
+    is_probe_key,
+    is_trash_key,
     mark_of_data,
-    may_be_pointer,
     trash_from_bytes,
     upload_mark,
 )
@@ -72,10 +77,16 @@ class Limits:
 
 
 async def sweep(
-    client: S3Client, records: Records, threads: Threads, limits: Limits, *, dry_run: bool
+    client: S3Client,
+    records: Records,
+    threads: Threads,
+    limits: Limits,
+    *,
+    content_prefix: str,
+    dry_run: bool,
 ) -> AsyncGenerator[Leftover, None]:
     """See `StorageBackend.sweep`. What goes out of the trash is not shown: it is no leftover, its deletion was."""
-    run = _Run(client, records, threads, limits, is_dry=dry_run)
+    run = _Run(client, records, threads, limits, content_prefix=content_prefix, is_dry=dry_run)
     for step in (run.probes, run.aborted_uploads, run.nobodys):
         async with aclosing(step()) as leftovers:
             async for leftover in leftovers:
@@ -84,12 +95,20 @@ async def sweep(
 
 class _Run:
     def __init__(
-        self, client: S3Client, records: Records, threads: Threads, limits: Limits, *, is_dry: bool
+        self,
+        client: S3Client,
+        records: Records,
+        threads: Threads,
+        limits: Limits,
+        *,
+        content_prefix: str,
+        is_dry: bool,
     ) -> None:
         self._client = client
         self._records = records
         self._threads = threads
         self._limits = limits
+        self._content_prefix = content_prefix
         self._is_dry = is_dry
         # Ids of data objects that may go, those in the trash apart. 32 bytes and what Python adds, for each object that is old:
         # 107 MB for a million (tracemalloc).
@@ -101,24 +120,24 @@ class _Run:
 
     async def probes(self) -> AsyncGenerator[Leftover, None]:
         """What a start left that was killed."""
-        for listed in await self._old_ones(PROBES):
+        for listed in await self._old_ones(PROBES, is_probe_key):
             await self._delete(listed.key)
             yield _leftover(listed)
 
     async def aborted_uploads(self) -> AsyncGenerator[Leftover, None]:
         """The states of uploads whose abort was cut off, or had to wait; their bytes are nobody's then."""
-        for listed in await self._old_ones(UPLOADS):
+        for listed in await self._old_ones(UPLOADS, _is_upload_key):
             if await self._threads.run(self._is_aborted, listed.key.removeprefix(UPLOADS)):
                 await self._delete(listed.key)
                 self._aborted.add(listed.key)
                 yield _leftover(listed)
 
-    async def _old_ones(self, prefix: str) -> list[Listed]:
+    async def _old_ones(self, prefix: str, is_ours: Callable[[str], bool]) -> list[Listed]:
         return [
             listed
             async for page in self._pages(prefix)
             for listed in page
-            if listed.modified < self._limits.leftovers
+            if listed.modified < self._limits.leftovers and is_ours(listed.key)
         ]
 
     def _is_aborted(self, upload_id: str) -> bool:
@@ -185,8 +204,8 @@ class _Run:
         ]
 
     async def _spare_pointers(self) -> None:
-        async for page in self._pages(""):
-            asked = [listed.key for listed in page if may_be_pointer(listed.size)]
+        async for page in self._pages(self._content_prefix):
+            asked = [listed.key for listed in page if is_key(listed.key)]
             async for segments in self._of_all(self._records.segments_of, asked):
                 self._spare(segment.key for segment in segments)
 
@@ -210,21 +229,18 @@ class _Run:
     async def _trash(self, wanted: Callable[[Listed], bool]) -> AsyncIterator[tuple[str, set[bytes]]]:
         """Records in the trash, and the ids of the data that they name."""
         async for page in self._pages(TRASH):
-            keys = [listed.key for listed in page if wanted(listed)]
+            keys = [listed.key for listed in page if is_trash_key(listed.key) and wanted(listed)]
             async for key, named in self._of_all(self._read_trash, keys):
-                yield key, {found for each in named if (found := data_id(each)) is not None}
+                yield key, set(named)
 
     def _is_due(self, listed: Listed) -> bool:
         return listed.modified < self._limits.trash
 
-    def _read_trash(self, key: str) -> tuple[str, tuple[str, ...]]:
+    def _read_trash(self, key: str) -> tuple[str, tuple[bytes, ...]]:
         try:
-            read = self._records.read(key, _TRASH_SIZE_MAX)
+            return key, read_trash(self._records, key)
         except ObjectMissing:  # another sweep has emptied it
             return key, ()
-        if read is None:
-            raise StorageUnavailable(f"{key} is larger than it can be")
-        return key, trash_from_bytes(read[0])
 
     async def _remove_data(self, key: str) -> Leftover | None:
         try:
@@ -262,6 +278,15 @@ class _Run:
                 if isinstance(each, BaseException):
                     raise each
                 yield each
+
+
+def read_trash(records: Records, key: str) -> tuple[bytes, ...]:
+    """The ids of the data that a record in the trash names. Raises: ObjectMissing, ObjectDamaged."""
+    return records.read_own(key, _TRASH_SIZE_MAX, trash_from_bytes)[0]
+
+
+def _is_upload_key(key: str) -> bool:
+    return is_upload_id(key.removeprefix(UPLOADS))
 
 
 def _leftover(listed: Listed) -> Leftover:

@@ -54,6 +54,7 @@ class Workshop:
         senders: each sends a part.
         sources: that wait for a client's bytes, each for one client.
         readers: for content on its way out.
+        content_prefix: of every key that has content.
         blocks: that parts are gathered in.
         busy: ids of the uploads that somebody in this process appends to or ends right now.
     """
@@ -68,6 +69,7 @@ class Workshop:
     part_size: int
     part_count_max: int
     segment_size: int | None
+    content_prefix: str
     refuse_below_object: Callable[[str], None]
     busy: set[str] = field(default_factory=set)
     blocks: Blocks = field(default_factory=Blocks)
@@ -254,6 +256,9 @@ class S3Upload:
 
     async def commit(self, key: str) -> ObjectInfo:
         check_key(key)
+        # What is elsewhere is none to the sweep, which would take its bytes.
+        if not key.startswith(self._workshop.content_prefix):
+            raise ValueError(f"{key!r} is not below {self._workshop.content_prefix!r}, where content is kept")
         with self._workshop.occupied(self._id):
             return await self._workshop.threads.run(self._commit, key)
 

@@ -129,7 +129,7 @@ def openings(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Sto
     if request.param == "local":
         return lambda: LocalBackend(tmp_path / "registry", durable=False)
     bucket = request.getfixturevalue("bucket")
-    return lambda: S3Backend(bucket)
+    return lambda: S3Backend(bucket, content_prefix=layout.BLOBS)
 
 
 @pytest.fixture
@@ -587,7 +587,10 @@ async def test_INV_23_what_is_planted_is_found_and_nothing_else(site: Site, row:
 
 
 def test_there_is_a_test_for_every_kind() -> None:
-    text = Path(__file__).read_text(encoding="utf-8")
+    folder = Path(__file__).parent
+    text = "".join(
+        (folder / name).read_text(encoding="utf-8") for name in ("test_fsck.py", "test_fsck_bucket.py")
+    )
 
     assert not {kind.name for kind in Kind if f"Kind.{kind.name}" not in text}
 
@@ -680,7 +683,7 @@ class Failing:
         self.read_whole: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        assert name in {"stat", "now"}, f"fsck called {name}"
+        assert name in {"stat", "now", "strays"}, f"fsck called {name}"
         return getattr(self._inner, name)
 
     def _check(self, key: str) -> None:

@@ -19,6 +19,7 @@ from kitspec.interface import OciRegistry
 from registry.app import services_of
 from storage_backends.interface import (
     ByteStream,
+    ObjectDamaged,
     ObjectInfo,
     ObjectMissing,
     PreconditionFailed,
@@ -259,8 +260,30 @@ async def test_an_object_that_others_put_there_is_an_error_that_names_it(
 ) -> None:
     await asyncio.to_thread(client.put, "stray", b"x" * 99)
 
-    with pytest.raises(StorageUnavailable, match="stray in the bucket was not written by this program"):
+    with pytest.raises(
+        ObjectDamaged, match="stray in the bucket is damaged, or was not written by"
+    ) as refused:
         await backend.stat("stray")
+
+    assert (refused.value.info.key, refused.value.info.size) == ("stray", 99)
+
+
+@pytest.mark.parametrize("size", [0, 5, 512, 1024])
+async def test_an_object_of_others_is_listed_with_the_size_that_it_has(
+    backend: StorageBackend, client: S3Client, size: int
+) -> None:
+    await asyncio.to_thread(client.put, "stray", b"x" * size)
+
+    assert [(info.key, info.size) async for info in backend.list("")] == [("stray", size)]
+
+
+async def test_content_is_kept_below_its_prefix_only(settings: S3Settings) -> None:
+    async with opened(settings, content_prefix="blobs/") as backend:
+        upload = await backend.begin_upload("u")
+        with pytest.raises(ValueError, match="'x' is not below 'blobs/', where content is kept"):
+            await upload.commit("x")
+
+        await upload.commit("blobs/x")
 
 
 async def test_a_folder_that_comes_and_goes_below_a_store_over_files_disturbs_no_writer(
@@ -797,17 +820,25 @@ async def test_content_that_was_deleted_stays_for_its_readers_and_goes_with_a_sw
         assert await in_bucket() == []
 
 
+@pytest.fixture
+async def narrow(settings: S3Settings) -> AsyncIterator[StorageBackend]:
+    """A backend that keeps content in one place only, as a registry's does."""
+    async with opened(settings, content_prefix="content/") as backend:
+        yield backend
+
+
 async def test_a_sweep_finds_what_nobody_names_and_leaves_what_is_not_ours(
-    backend: StorageBackend, client: S3Client, in_bucket: Callable[[], Awaitable[list[str]]]
+    narrow: StorageBackend, client: S3Client, in_bucket: Callable[[], Awaitable[list[str]]]
 ) -> None:
-    await store_content(backend, "content", b"content")
+    backend = narrow
+    await store_content(backend, "content/x", b"content")
     lives = await backend.begin_upload("lives")
     await append(lives, random_bytes(6 * MIB))
     others = ["_store/data/ab/short", "_store/data/stray", "_store/later/x", "_store/uploads-x", "_storey"]
-    for key in others:
-        await asyncio.to_thread(client.put, key, b"x")
+    for key in [*others, "_store/trash/x", "_store/probe/x", "_store/uploads/x.y", "elsewhere"]:
+        await asyncio.to_thread(client.put, key, b"x" * 512)
     kept = sorted(await in_bucket())
-    orphan, cut_off, probe = new_data_key("dead"), new_data_key("dead"), PROBES + "0/a"
+    orphan, cut_off, probe = new_data_key("dead"), new_data_key("dead"), PROBES + "0" * 16 + "/a"
     await asyncio.to_thread(client.put, orphan, b"x" * 512)
     await asyncio.to_thread(client.put, probe, b"x")
     multipart = await asyncio.to_thread(client.create_upload, cut_off)
@@ -822,8 +853,8 @@ async def test_a_sweep_finds_what_nobody_names_and_leaves_what_is_not_ours(
     assert sorted(await in_bucket()) == kept
     multiparts, _ = await asyncio.to_thread(client.list_uploads, "")
     assert [mark_of_data(data_id(each.key) or b"") for each in multiparts] == [upload_mark("lives")]
-    await lives.commit("lives")
-    assert await content_of(backend, "lives") == random_bytes(6 * MIB)
+    await lives.commit("content/lives")
+    assert await content_of(backend, "content/lives") == random_bytes(6 * MIB)
 
 
 async def test_leftovers_are_told_with_their_size_and_age(backend: StorageBackend, client: S3Client) -> None:

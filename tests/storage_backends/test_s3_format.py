@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage_backends.interface import Span, StorageUnavailable
+from storage_backends.interface import Span
 from storage_backends.s3_client import Part
 from storage_backends.s3_format import (
     POINTER,
     POINTER_STEP,
     TAIL_SIZE,
+    Malformed,
     Segment,
     Tail,
     Target,
@@ -33,11 +36,10 @@ from storage_backends.s3_format import (
 from storage_backends.s3_parts import MEMORY_MAX, PART_COUNT_MAX, PART_SIZE_MIN, in_flight_max, part_size_of
 
 sizes = st.integers(0, 5 * 1024**4)
-segments = st.lists(
-    st.builds(Segment, st.just("_store/data/ab/abcd"), sizes, st.text("0123456789abcdef-", max_size=70))
-)
+data_keys = st.binary(min_size=32, max_size=32).map(data_key)
+segments = st.lists(st.builds(Segment, data_keys, sizes, st.text("0123456789abcdef-", max_size=70)))
 parts = st.lists(st.builds(Part, st.integers(1, PART_COUNT_MAX), sizes, st.just('"etag"'))).map(tuple)
-targets = st.lists(st.builds(Target, st.just("key"), st.just("id"), st.integers(1, PART_COUNT_MAX), parts))
+targets = st.lists(st.builds(Target, data_keys, st.just("id"), st.integers(1, PART_COUNT_MAX), parts))
 states = st.builds(
     UploadState,
     note=st.binary(max_size=99),
@@ -54,7 +56,7 @@ states = st.builds(
 def test_a_record_is_its_bytes_and_a_tail_that_tells_their_size(content: bytes) -> None:
     stored, nonce = record_to_bytes(content)
 
-    tail = Tail.from_bytes("key", stored)
+    tail = Tail.from_bytes(stored)
 
     assert stored[:-TAIL_SIZE] == content
     assert (tail.size, tail.nonce) == (len(content), nonce)
@@ -68,7 +70,7 @@ def test_the_same_record_written_twice_is_two_objects() -> None:
 def test_a_pointer_is_known_by_its_size_and_tells_that_of_the_content(listed: list[Segment]) -> None:
     stored, _ = pointer_to_bytes(listed)
 
-    tail = Tail.from_bytes("key", stored)
+    tail = Tail.from_bytes(stored)
 
     assert may_be_pointer(len(stored))
     assert (tail.kind, tail.size) == (POINTER, sum(segment.size for segment in listed))
@@ -83,14 +85,47 @@ def test_what_was_renewed_is_the_same_and_yet_another_object(listed: list[Segmen
 
     assert len(again) == len(stored)
     assert again[:-TAIL_SIZE] == stored[:-TAIL_SIZE]
-    before, after = Tail.from_bytes("key", stored), Tail.from_bytes("key", again)
+    before, after = Tail.from_bytes(stored), Tail.from_bytes(again)
     assert (before.kind, before.size, before.nonce) == (after.kind, after.size, nonce)
     assert after.nonce == other_nonce != nonce
 
 
 @given(segments)
 def test_what_is_in_the_trash_is_told_as_it_was_put_there(listed: list[Segment]) -> None:
-    assert trash_from_bytes(trash_to_bytes(listed)[0]) == tuple(segment.key for segment in listed)
+    assert trash_from_bytes(trash_to_bytes(listed)[0]) == tuple(data_id(segment.key) for segment in listed)
+
+
+DECODERS = [pointer_from_bytes, trash_from_bytes, UploadState.from_bytes]
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@given(
+    stored=st.one_of(
+        st.binary(max_size=100), st.binary(max_size=100).map(lambda own: record_to_bytes(own)[0])
+    )
+)
+def test_what_is_not_ours_is_malformed_and_nothing_else(
+    decode: Callable[[bytes], object], stored: bytes
+) -> None:
+    with pytest.raises(Malformed):
+        decode(stored)
+
+
+@given(segments=segments.filter(bool), place=st.integers(min_value=0), bit=st.integers(0, 7))
+def test_a_bit_that_flips_in_a_pointer_changes_no_size_unseen(
+    segments: list[Segment], place: int, bit: int
+) -> None:
+    stored = bytearray(pointer_to_bytes(segments)[0])
+    stored[place % (len(stored) - TAIL_SIZE)] ^= 1 << bit
+
+    try:
+        read = pointer_from_bytes(bytes(stored))
+    except Malformed:
+        return
+
+    assert len(read) == len(segments)
+    assert all(data_id(segment.key) is not None for segment in read)
+    assert sum(segment.size for segment in read) == sum(segment.size for segment in segments)
 
 
 @given(st.text("abc-_0", min_size=1, max_size=64))
@@ -134,13 +169,13 @@ def test_the_state_of_an_upload_is_read_as_it_was_written(state: UploadState) ->
     stored, _ = state.to_bytes()
 
     assert UploadState.from_bytes(stored) == state
-    assert Tail.from_bytes("key", stored).size == state.offset
+    assert Tail.from_bytes(stored).size == state.offset
 
 
 @given(st.binary(max_size=100))
 def test_what_others_wrote_is_refused(stored: bytes) -> None:
-    with pytest.raises(StorageUnavailable, match="key in the bucket was not written by this program"):
-        Tail.from_bytes("key", stored)
+    with pytest.raises(Malformed):
+        Tail.from_bytes(stored)
 
 
 @given(st.lists(st.binary(max_size=9)), st.integers(0, 99), st.integers(0, 99))
