@@ -215,14 +215,18 @@ class Holding:
                 self._client.again(
                     lambda target=target: self._client.abort_upload(target.key, target.multipart)  # type: ignore[misc]
                 )
-        # Whoever appends may have completed them by now.
-        full = [Segment(target.key, target.size, "") for target in self.saved.targets[:-1]]
+        # Whoever appends may have completed them by now; the last one too, where an end comes behind it.
+        full = [Segment(target.key, target.size, "") for target in self.saved.targets]
         if self.saved.is_closing:
             # A commit has begun, and may be about to publish the content. The sweep removes nothing of an upload whose state is
             # there; it takes the state itself when no commit can be under way any more.
             return
         self.records.delete_data((*self.saved.segments, *full))
         self.end()
+
+    def stored(self) -> UploadState:
+        """As it is by now. Raises: UploadMissing."""
+        return self.read(self._client, self.records, self._id).saved
 
     def _current(self) -> str:
         """Raises: UploadMissing."""
@@ -519,8 +523,19 @@ class Appending:
         try:
             self._holding.save(state)
         except (UploadBusy, UploadMissing):
-            self._holding.records.delete_data([sent.result() for sent in self._tail])
+            # Where the upload has ended nobody can tell whether somebody published them: the sweep can.
+            with suppress(StorageError):
+                self.remove_tail(self._holding.stored())
             raise
+
+    def remove_tail(self, state: UploadState) -> None:
+        """Remove the objects of the end, unless the upload has them: an earlier save may have been done, its answer lost.
+
+        Args:
+            state: read after our last save. Whoever went on from one of ours has kept what it names.
+        """
+        arrived = [sent.result() for sent in self._tail if sent.exception() is None]
+        self._holding.records.delete_data([segment for segment in arrived if segment not in state.segments])
 
     def _state(self, note: bytes) -> UploadState:
         """With all that has arrived."""

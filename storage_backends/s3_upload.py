@@ -317,9 +317,14 @@ class S3Upload:
 
     def _abort(self) -> None:
         """By whoever holds the upload, also one who was overtaken since: it is the upload that ends."""
-        self._pending = None
+        if self._pending is not None:
+            self._pending.wait()
         with contextlib.suppress(UploadMissing):
-            Holding.resume(self._workshop.client, self._workshop.records, self._id).abort()
+            holding = Holding.resume(self._workshop.client, self._workshop.records, self._id)
+            holding.abort()
+            if self._pending is not None:
+                self._pending.remove_tail(holding.saved)
+        self._pending = None
 
 
 async def _whole(work: Coroutine[Any, Any, None]) -> None:

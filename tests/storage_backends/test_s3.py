@@ -218,6 +218,23 @@ async def test_a_registry_streams_large_blobs_whole_and_in_ranges_to_many_at_onc
         assert all(await asyncio.gather(*map(pull, starts)))
 
 
+@pytest.mark.parametrize("way", ["PUT", "POST"])
+async def test_a_blob_whose_digest_is_wrong_leaves_nothing_in_the_bucket(
+    settings: S3Settings, client: S3Client, way: str
+) -> None:
+    storage = {"s3": {**section_of(settings), "segmentsize": "32MiB"}, "redirect": {"disable": True}}
+    wrong = f"digest=sha256:{'0' * 64}"
+    async with served(configured(storage)) as url:
+        wire = Wire(url)
+        path = "/v2/lib/a/blobs/uploads/" if way == "POST" else await wire.begin_upload("lib/a")
+
+        reply = await wire(way, f"{path}?{wrong}", body=random_bytes(42 * MIB))
+
+        assert reply.status == 400
+    entries, _ = await asyncio.to_thread(client.list, "team/registry/_store/")
+    assert entries == []
+
+
 # -- what an object looks like
 
 
@@ -615,6 +632,75 @@ async def test_an_abort_takes_the_objects_that_were_complete(
 
     assert await in_bucket() == []
     assert await asyncio.to_thread(client.list_uploads, "") == ([], False)
+
+
+@pytest.mark.parametrize("size", [3, 20, 22, 33, 40])
+@pytest.mark.parametrize("segment_size", [10 * MIB, 64 * MIB])
+async def test_an_abort_takes_the_end_too_that_was_to_be_saved_with_the_commit(
+    in_segments: S3Settings,
+    in_bucket: Callable[[], Awaitable[list[str]]],
+    client: S3Client,
+    size: int,
+    segment_size: int,
+) -> None:
+    content = random_bytes(size * MIB)
+    async with opened(replace(in_segments, segment_size=segment_size)) as backend:
+        upload = await backend.begin_upload("u")
+        await upload.append(chunks_of(content), observe=ignore, note=said(b""), size=len(content), last=True)
+
+        await upload.abort()
+        await upload.abort()
+
+    assert await in_bucket() == []
+    assert await asyncio.to_thread(client.list_uploads, "") == ([], False)
+
+
+async def test_who_aborts_after_others_went_on_takes_his_own_end_too(
+    in_segments: S3Settings, in_bucket: Callable[[], Awaitable[list[str]]]
+) -> None:
+    content = random_bytes(20 * MIB)
+    async with opened(in_segments) as backend, opened(in_segments) as other:
+        upload = await backend.begin_upload("u")
+        await upload.append(chunks_of(content), observe=ignore, note=said(b""), size=len(content), last=True)
+        await append(await other.resume_upload("u"), content[: 7 * MIB])
+
+        await upload.abort()
+
+    assert await in_bucket() == []
+
+
+@pytest.mark.parametrize("ending", ["commit", "abort"])
+async def test_an_end_that_may_have_been_saved_is_kept_for_whoever_goes_on(
+    in_segments: S3Settings, store: FaultyStore, ending: str
+) -> None:
+    """The save of a commit is done, and its answer lost for as long as anybody tries."""
+    content = random_bytes(20 * MIB)
+
+    def rule(request: Request) -> Fault | None:
+        if not request.key.startswith(UPLOADS):
+            return None
+        return Fault.LOSES_ANSWER if request.method == "PUT" else Fault.FAILS
+
+    async with (
+        opened(in_segments) as other,
+        opened(replace(in_segments, endpoint=store.url, retry_timeout_s=0.3)) as shaky,
+    ):
+        upload = await shaky.begin_upload("u")
+        await upload.append(chunks_of(content), observe=ignore, note=said(b""), size=len(content), last=True)
+        store.rule = rule
+        with pytest.raises(StorageUnavailable):
+            await upload.commit("x")
+        store.rule = lambda _: None
+        resumed = await other.resume_upload("u")
+        assert resumed.offset == len(content)
+
+        if ending == "commit":
+            with pytest.raises(UploadBusy):
+                await upload.commit("x")
+        await resumed.commit("x")
+        await upload.abort()
+
+        assert await content_of(other, "x") == content
 
 
 # -- several processes
