@@ -37,6 +37,7 @@ from storage_backends.interface import (
     Upload,
     UploadBusy,
     UploadMissing,
+    UploadOvertaken,
 )
 
 logger = logging.getLogger(__name__)
@@ -150,8 +151,10 @@ class UploadSession:
             except UploadBusy as error:
                 if asyncio.get_running_loop().time() >= deadline:
                     raise self._busy() from error
-            except UploadMissing as error:
-                raise _unknown(self.id) from error
+            except (UploadOvertaken, UploadMissing) as error:
+                # Also a part of it may be missing, for others have gone on: is it there?
+                await self._reload()
+                raise self._busy() from error
             await asyncio.sleep(_BUSY_POLL_S)
             await self._reload()
 
@@ -192,6 +195,7 @@ class UploadSession:
 
         Raises:
             DigestInvalid: the bytes hash to something else; the upload is gone.
+            UploadOutOfOrder: another request has appended since.
             BlobUploadUnknown: the upload has ended.
         """
         try:
@@ -204,7 +208,8 @@ class UploadSession:
                 info = await self._upload.commit(layout.blob_key(digest))
             await self._watchers.committed(self.id, digest, info.size)
             return info
-        except UploadBusy as error:
+        except (UploadBusy, UploadOvertaken) as error:
+            await self._reload()
             raise self._busy() from error
         except UploadMissing as error:
             raise _unknown(self.id) from error

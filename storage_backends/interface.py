@@ -14,6 +14,7 @@ Every method may raise `StorageUnavailable` (the store failed; a later try may h
     ├── PreconditionFailed     the record is not the expected version
     ├── UploadMissing          the upload ended, expired or never was
     ├── UploadBusy             somebody else is appending to it
+    ├── UploadOvertaken        somebody else has appended to it meanwhile
     ├── StorageFull            no room; make some
     └── StorageUnavailable     the store failed; a later try may help
         └── ObjectDamaged      one object cannot be read; the store is well, and no later try will help
@@ -49,6 +50,10 @@ class UploadMissing(StorageError):
 
 class UploadBusy(StorageError):
     pass
+
+
+class UploadOvertaken(StorageError):
+    """What was appended does not count, though it was read: it has to be sent again from the offset that is there by now."""
 
 
 class StorageFull(StorageError):
@@ -260,6 +265,7 @@ class Upload(Protocol):
 
         Raises:
             UploadBusy: another append is under way; nothing of `chunks` was read.
+            UploadOvertaken: somebody else was faster, whom nobody knew of when this began.
             UploadMissing: the upload has ended.
             StorageFull: nothing was kept of these chunks.
         """

@@ -33,6 +33,7 @@ from storage_backends.interface import (
     StorageUnavailable,
     UploadBusy,
     UploadMissing,
+    UploadOvertaken,
 )
 from storage_backends.local_intake import fill
 from storage_backends.s3_client import Part, Pieces, S3Client
@@ -292,7 +293,7 @@ class Appending:
         return self._offset
 
     def write(self, batch: Sequence[bytes]) -> None:
-        """Raises: StorageUnavailable: somebody else was faster; by now bytes are read that cannot be given back."""
+        """Raises: UploadOvertaken: by now bytes are read that cannot be given back."""
         for piece in batch:
             rest = memoryview(piece)
             while rest:
@@ -310,7 +311,7 @@ class Appending:
             what stopped the source before its end; what it gave until then was taken.
 
         Raises:
-            StorageUnavailable: see `write`.
+            UploadOvertaken: see `write`.
         """
         while True:
             room = self._room()
@@ -343,7 +344,7 @@ class Appending:
             try:
                 self._flush()
             except UploadBusy as error:
-                raise StorageUnavailable(f"{error}: ask for its offset and go on from there") from error
+                raise _overtaken(error) from error
             if not self._tail and self._target_is_full():
                 self._wait_for_hash()
                 self._note_at_end = self._note()
@@ -492,7 +493,7 @@ class Appending:
         """Keep what has arrived.
 
         Raises:
-            StorageUnavailable: also when somebody else was faster.
+            UploadOvertaken: somebody else was faster.
         """
         check_note(note)
         try:
@@ -500,7 +501,7 @@ class Appending:
                 self._flush()
             self._save(self._state(note))
         except UploadBusy as error:
-            raise StorageUnavailable(f"{error}: ask for its offset and go on from there") from error
+            raise _overtaken(error) from error
         finally:
             self.wait()
 
@@ -560,3 +561,7 @@ class Appending:
 
 def missing(upload_id: str) -> UploadMissing:
     return UploadMissing(f"no upload {upload_id}: it ended, expired or never was")
+
+
+def _overtaken(error: UploadBusy) -> UploadOvertaken:
+    return UploadOvertaken(f"{error}: ask for its offset and go on from there")

@@ -92,7 +92,7 @@ class Workshop:
 
 class S3Upload:
     """Other processes are told apart by the version of the state alone: to each of two that append at once it may seem that
-    it is the only one. Whoever ends second is told StorageUnavailable, and none of its bytes count.
+    it is the only one. Whoever ends second is told UploadOvertaken, and none of its bytes count.
     """
 
     def __init__(self, workshop: Workshop, upload_id: str, holding: Holding) -> None:

@@ -253,10 +253,10 @@ class Upload:
             headers["Content-Range"] = f"{self._offset}-{self._offset + len(chunk) - 1}"
         self._sent = max(self._sent, self._offset + len(chunk))
         answer = await self._push.client.ask(method, path, body=chunk, headers=headers)
-        if answer.status in {416, 503}:
+        if answer.status == 416:
             # A request of a replica that was killed reached the store after all; its answer is as good as lost.
-            self._push.happened[f"{method}: {answer.status}, an effect came late"] += 1
-            raise Lost(f"{answer.status} {answer.body!r}")
+            self._push.happened[f"{method}: 416, an effect came late"] += 1
+            raise Lost(f"416 {answer.body!r}")
         if answer.status == 404:
             raise self._gone()
         return answer

@@ -15,8 +15,13 @@ from typing import Any
 
 import pytest
 
+from kitspec.digest import Digest
+from kitspec.errors import BlobUploadUnknown, UploadOutOfOrder
 from kitspec.interface import OciRegistry
+from kitspec.names import RepositoryName
+from registry import layout
 from registry.app import services_of
+from registry.upload_sessions import UploadSessions
 from storage_backends.interface import (
     ByteStream,
     ObjectDamaged,
@@ -28,6 +33,7 @@ from storage_backends.interface import (
     StorageUnavailable,
     UploadBusy,
     UploadMissing,
+    UploadOvertaken,
 )
 from storage_backends.s3 import S3Backend
 from storage_backends.s3_client import S3Client, S3Settings
@@ -725,12 +731,54 @@ async def test_of_two_processes_that_append_at_once_one_is_told_and_its_bytes_do
         await append(fast, fast_bytes, note=b"fast")
     stalled.go_on.set()
 
-    with pytest.raises(StorageUnavailable, match="ask for its offset"):
+    with pytest.raises(UploadOvertaken, match="ask for its offset"):
         await appending
     resumed = await backend.resume_upload("u")
     assert (resumed.offset, resumed.note) == (5 + len(fast_bytes), b"fast")
     await resumed.commit("x")
     assert await content_of(other, "x") == b"begin" + fast_bytes
+
+
+@pytest.mark.parametrize("is_closing", [False, True])
+@pytest.mark.parametrize("size", [100, 6 * MIB, 33 * MIB])
+async def test_X_08_of_two_requests_to_one_upload_through_two_replicas_one_is_told_how_far_it_is(
+    in_segments: S3Settings, size: int, is_closing: bool
+) -> None:
+    name, content = RepositoryName("lib/a"), random_bytes(size)
+    begun = asyncio.Barrier(2)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        await begun.wait()
+        async for chunk in chunks_of(content):
+            yield chunk
+
+    async with opened(in_segments) as first, opened(in_segments) as second:
+        replicas = [
+            UploadSessions(backend, count_max=9, per_repository_max=9, size_max=None)
+            for backend in (first, second)
+        ]
+        location = (await replicas[0].begin(name)).location
+        closing = Digest.of(content) if is_closing else None
+
+        async def send(replica: UploadSessions) -> int:
+            session = await replica.resume(name, location)
+            sent = await session.append(chunks(), size=size, closing=closing)
+            if closing is not None:
+                await session.commit(closing)
+            return sent
+
+        results = await asyncio.gather(*map(send, replicas), return_exceptions=True)
+
+        refused = [result for result in results if result != size]
+        if closing is None:
+            assert (await replicas[0].resume(name, location)).offset == size
+            (told,) = refused
+            assert isinstance(told, UploadOutOfOrder)
+            # Where many parts were to come, as soon as the other had claimed the first of them.
+            assert told.offset in ({size} if size < 5 * MIB else {0, size})
+        else:
+            assert [type(each) for each in refused] in ([UploadOutOfOrder], [BlobUploadUnknown])
+            assert await content_of(first, layout.blob_key(closing)) == content
 
 
 async def test_an_appender_that_died_holds_up_nobody(backend: StorageBackend, settings: S3Settings) -> None:
