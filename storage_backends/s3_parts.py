@@ -60,6 +60,10 @@ _SEGMENT_GROWS_EVERY: Final = 64
 
 # Objects of the tail, each as large as a part. While so many arrive, what is before them has time to be completed.
 _TAIL_COUNT_MAX: Final = 4
+# Behind so many objects content has no tail: it becomes parts of one more target, which whoever is cut off goes on with. The
+# largest content has 700; only a client that announces an end and is cut off before it, again and again, gets here, each time
+# with another object of 5 MiB. So a pointer, a state and a record in the trash stay small, whatever clients do.
+_TAIL_BEFORE: Final = 1000
 
 # A list of 10 000 parts has 600 KB, a note 64 KiB; the rest is smaller than a part.
 _STATE_SIZE_MAX: Final = 64 * 1024 * 1024
@@ -362,7 +366,12 @@ class Appending:
         )
 
     def _is_tail_from(self, offset: int) -> bool:
-        return self._stop is not None and self._stop - offset <= _TAIL_COUNT_MAX * self._part_size
+        saved = self._holding.saved
+        return (
+            self._stop is not None
+            and self._stop - offset <= _TAIL_COUNT_MAX * self._part_size
+            and len(saved.segments) + len(saved.targets) < _TAIL_BEFORE
+        )
 
     def _is_in_tail(self) -> bool:
         """Whether the bytes that are gathered go behind all targets."""

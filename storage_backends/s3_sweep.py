@@ -59,8 +59,9 @@ U = TypeVar("U")
 
 # Requests at once, of the threads that serve others meanwhile.
 _AT_ONCE: Final = 6
-# A record of the trash names the segments of one object, a pointer's worth.
-_TRASH_SIZE_MAX: Final = 64 * 1024
+# A record of the trash names the segments of one object: some 1100 at most (s3_parts.py), 83 bytes each. One that is larger than
+# this would end every sweep, so there is room for what had more before that was so.
+_TRASH_SIZE_MAX: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

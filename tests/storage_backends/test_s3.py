@@ -22,6 +22,7 @@ from kitspec.names import RepositoryName
 from registry import layout
 from registry.app import services_of
 from registry.upload_sessions import UploadSessions
+from storage_backends import s3, s3_parts, s3_sweep
 from storage_backends.interface import (
     ByteStream,
     ObjectDamaged,
@@ -49,6 +50,7 @@ from storage_backends.s3_format import (
     new_data_key,
     pointer_to_bytes,
     record_to_bytes,
+    trash_to_bytes,
     upload_mark,
 )
 from storage_backends.s3_parts import segment_size_of
@@ -493,6 +495,56 @@ async def test_an_object_before_the_end_that_could_not_be_completed_in_time_is_c
 
         assert refused == 2
         assert await content_of(backend, "x") == content
+
+
+async def test_an_upload_that_is_cut_off_again_and_again_is_of_no_more_objects_than_it_may_be(
+    in_segments: S3Settings, client: S3Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_parts, "_TAIL_BEFORE", 4)
+    content = random_bytes(80 * MIB)
+
+    async def cut_off(start: int) -> AsyncIterator[bytes]:
+        async for chunk in chunks_of(content[start : start + 5 * MIB]):
+            yield chunk
+        raise ConnectionResetError
+
+    async with opened(replace(in_segments, segment_size=64 * MIB)) as backend:
+        await backend.begin_upload("u")
+        for start in range(0, 70 * MIB, 5 * MIB):
+            upload = await backend.resume_upload("u")
+            assert upload.offset == start
+            with pytest.raises(ConnectionResetError):
+                await upload.append(cut_off(start), observe=ignore, note=said(b""), size=10 * MIB, last=True)
+        upload = await backend.resume_upload("u")
+        rest = content[70 * MIB :]
+        await upload.append(chunks_of(rest), observe=ignore, note=said(b""), size=len(rest), last=True)
+        await upload.commit("x")
+
+        assert await content_of(backend, "x") == content
+    segments = await asyncio.to_thread(Records(client).segments_of, "x")
+    assert len(segments) <= 4 + 2
+
+
+def test_what_the_largest_content_leaves_in_the_trash_can_be_read() -> None:
+    segments = [Segment(new_data_key("u"), 10**12, f'"{"e" * 32}-10000"')] * (s3_parts._TAIL_BEFORE + 100)
+
+    assert 10 * len(trash_to_bytes(segments)[0]) <= s3_sweep._TRASH_SIZE_MAX
+    assert len(pointer_to_bytes(segments)[0]) <= s3._POINTER_SIZE_MAX
+
+
+async def test_content_of_very_many_objects_that_was_deleted_is_swept(
+    settings: S3Settings, client: S3Client, in_bucket: Callable[[], Awaitable[list[str]]]
+) -> None:
+    segments = tuple(Segment(new_data_key(f"u{index}"), 5 * MIB, "e" * 32) for index in range(9000))
+    async with opened(replace(settings, trash_delay_s=0)) as backend:
+        stored, nonce = pointer_to_bytes(segments)
+        await asyncio.to_thread(Records(client).write, "x", stored, nonce, expect="")
+        await asyncio.to_thread(client.put, segments[-1].key, b"x")
+        await backend.delete("x")
+
+        await swept(backend)
+
+    assert await in_bucket() == []
 
 
 def test_objects_grow_so_that_the_largest_blob_has_a_pointer_that_can_be_read() -> None:
