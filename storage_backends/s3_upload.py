@@ -3,9 +3,9 @@
     begin ──► state ──append──► parts of a data object, then state ──commit──► parts sealed, completed; pointer at the key
                                                                    └─abort───► state gone, then parts
 
-Nothing is copied or moved. The answer to a commit takes as long for much content as for little: one completion, and small
-writes. A crash leaves garbage at most: parts or data objects that no state and no pointer names. The state is there before the
-first of them is and until the pointer is, which is what the sweep (s3_sweep.py) goes by.
+Nothing is copied or moved. The answer to a commit waits for small writes and one completion, that of the last object; for none
+where the last append was told how much would come. A crash leaves garbage at most: parts or data objects that no state and no pointer
+names. The state is there before the first of them is and until the pointer is, which is what the sweep (s3_sweep.py) goes by.
 """
 
 from __future__ import annotations
