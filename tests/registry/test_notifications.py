@@ -33,8 +33,8 @@ from registry.notifications import Cursor, Deliverer, make_deliverers, place_of
 from registry.notifications_config import Endpoint, is_public
 from storage_backends.interface import ObjectInfo, StorageUnavailable
 from storage_backends.memory import MemoryBackend
+from tests.authority import Authority
 from tests.contracts.registry_contract import REPOSITORY
-from tests.registry.auth.test_certificate_login import Authority
 from tests.registry.conftest import Serve
 from tests.registry.wire import OCI_CONFIG, Wire
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from registry import cli, readiness
 from registry.readiness import address_to_ask
-from tests.registry.auth.test_certificate_login import Authority
+from tests.authority import Authority
 from tests.registry.conftest import configured, served
 
 
@@ -69,7 +69,7 @@ async def test_tls_is_spoken_and_the_name_in_the_certificate_is_not_asked_for(
     tmp_path: Path, clientauth: str, status: int, said: str
 ) -> None:
     authority = Authority(tmp_path, "ca")
-    certificate, key = authority.issued("registry.example")
+    certificate, key = authority.issue("registry.example")
     tls = {
         "certificate": str(certificate),
         "key": str(key),

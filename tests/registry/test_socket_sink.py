@@ -20,7 +20,7 @@ from registry.socket_sink import SocketSink
 from storage_backends.interface import BlockingSink, ByteStream, SpanChoice, StorageUnavailable
 from storage_backends.memory import MemoryBackend
 from storage_backends.threads import Threads
-from tests.registry.auth.test_certificate_login import Authority
+from tests.authority import Authority
 from tests.registry.conftest import configured, served
 from tests.registry.wire import Wire
 
@@ -304,7 +304,7 @@ async def test_a_client_that_speaks_tls_gets_its_bytes_by_way_of_the_event_loop(
     backend: DrainingBackend, tmp_path: Path
 ) -> None:
     authority = Authority(tmp_path, "ca")
-    certificate, key = authority.issued("registry")
+    certificate, key = authority.issue("registry")
     tls = {"certificate": str(certificate), "key": str(key)}
     async with serving() as url:
         await Wire(url).push_blob("lib/a", LARGE)
