@@ -269,7 +269,8 @@ def _decide_in_repository(policy: Policy, identity: Identity, action: Action, re
         return Decision(False, reason=f"the token is not for {action} in {repository}")
     decision = _decide_rules(policy, identity, action, policy.rules_of(repository))
     if decision.is_allowed and action in (Action.CREATE, Action.UPDATE):
-        reading = decide(policy, identity, Action.READ, repository)
+        # Whatever the token is for: a key for pushes alone would not show the limit, and what it pushes is read without it.
+        reading = decide(policy, without_limits(identity), Action.READ, repository)
         if reading.is_allowed and reading.layers is not None:
             reason = "who may read some layers only could name others in a kit of their own, and so read them"
             return Decision(False, reason=reason)

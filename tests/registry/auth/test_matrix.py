@@ -19,8 +19,17 @@ import pytest
 
 from kitspec.digest import Digest
 from registry.hub_paths import Operation, parse_hub_path
-from registry.routes import ROUTES, Endpoint, target_of
-from tests.registry.auth.world import ANONYMOUS, EVERYBODY, SCHEMES, World, password_of, world
+from registry.routes import ROUTES, Access, Endpoint, target_of
+from tests.registry.auth.world import (
+    ANONYMOUS,
+    EVERYBODY,
+    LIMITED_SCHEMES,
+    SCHEMES,
+    USERS,
+    World,
+    password_of,
+    world,
+)
 from tests.registry.kits import Kit, whole_kit
 from tests.registry.wire import OCI_MANIFEST, Reply, encode, path_of
 
@@ -28,12 +37,13 @@ NAME = "team/kit"
 SLICE = "v1.only.model.docs"
 
 READERS = {"reader", "writer", "creator", "updater", "deleter", "admin"}
-LAYER_READERS = {"serving", "documenter"}
+MODEL_READERS = {"serving", "borrower"}
+LAYER_READERS = {*MODEL_READERS, "documenter"}
 PUSHERS = {"writer", "creator", "updater", "pusher", "admin"}
 DELETERS = {"deleter", "admin"}
 KNOWN = set(EVERYBODY) - {ANONYMOUS}
 # Those that the object store is asked by, where a request costs ten times as much.
-OF_THE_ISSUE = (ANONYMOUS, "reader", "writer", "creator", "deleter", "admin", "serving")
+OF_THE_ISSUE = (ANONYMOUS, "reader", "writer", "creator", "deleter", "admin", "serving", "borrower")
 
 Ask = Callable[["Visit"], Awaitable[Reply]]
 
@@ -198,7 +208,7 @@ ROWS: dict[tuple[Endpoint, str], list[Row]] = {
     (Endpoint.BASE, "GET"): [Row(plain("GET", "/v2/"), KNOWN)],
     (Endpoint.CATALOG, "GET"): [Row(plain("GET", "/v2/_catalog"), set(EVERYBODY))],
     (Endpoint.BLOB, "GET"): [
-        Row(of_kit("GET", layer("model")), READERS | {"serving"}),
+        Row(of_kit("GET", layer("model")), READERS | MODEL_READERS),
         Row(of_kit("GET", layer("docs")), READERS | LAYER_READERS),
         Row(of_kit("GET", layer("dataset")), READERS),
         Row(of_kit("GET", lambda kit: f"/v2/{NAME}/blobs/{Digest.of(kit.config)}"), READERS | {"documenter"}),
@@ -207,7 +217,7 @@ ROWS: dict[tuple[Endpoint, str], list[Row]] = {
     (Endpoint.BLOB, "DELETE"): [Row(delete_a_blob, DELETERS, (202,))],
     (Endpoint.MANIFEST, "GET"): [
         Row(plain("GET", f"/v2/{NAME}/manifests/v1"), READERS),
-        Row(plain("GET", f"/v2/{NAME}/manifests/{SLICE}"), READERS | {"serving"}),
+        Row(plain("GET", f"/v2/{NAME}/manifests/{SLICE}"), READERS | MODEL_READERS),
         Row(plain("GET", f"/v2/{NAME}/manifests/v1.only.docs"), READERS | LAYER_READERS),
         Row(plain("GET", f"/v2/{NAME}/manifests/v1.only.docs.as.image"), READERS | LAYER_READERS),
         Row(plain("GET", f"/v2/{NAME}/manifests/v1.only.datasets"), READERS),
@@ -391,6 +401,32 @@ async def test_V_13_U_01_everybody_may_do_at_every_route_what_the_policy_says_an
 ) -> None:
     async with world(storage, tmp_path, scheme=scheme, has_tokens=True) as registry:
         assert not await faults(registry, EVERYBODY)
+
+
+@pytest.mark.parametrize("scheme", LIMITED_SCHEMES)
+async def test_V_13_with_credentials_for_pushes_alone_one_pushes_where_one_may_and_nothing_else(
+    storage: dict[str, Any], tmp_path: Path, scheme: str
+) -> None:
+    access = {(route.endpoint, route.method): route.access for route in ROUTES}
+    rows = [
+        (route, row, access[route] is Access.PUSH)
+        for route, rows in ROWS.items()
+        for row in rows
+        if access[route] in (Access.PULL, Access.PUSH, Access.DELETE)
+    ]
+    kit, found = whole_kit(), []
+    async with world(storage, tmp_path, scheme=scheme, scopes=[f"repository:{NAME}:push"]) as registry:
+        await kit.push(registry.as_user("admin"), NAME)
+        for (endpoint, method), row, is_push in rows:
+            for user in set(USERS) - {"admin"}:
+                reply = await row.ask(Visit(registry, user, kit))
+                wanted = row.statuses if is_push and user in row.allowed else (401, 403)
+                if is_push and user in row.allowed and row.ask is mount_a_blob:
+                    wanted = (202,)  # the credentials are not for reading where it is
+                if fault := fault_of(reply, wanted):
+                    found.append(f"{endpoint.name} {method} by {user}: {fault}")
+
+    assert not found
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -102,6 +103,9 @@ ROWS = [
     (user("sly"), "prod/a", {READ, DELETE}),
     (user("serving"), "prod/a", {READ}),
     # a token takes away, and never gives
+    (token("sly", ("prod/a", "push")), "prod/a", set()),
+    (token("sly", ("prod/a", "push,delete")), "prod/a", {DELETE}),
+    (token("sly", ("prod/a", "*")), "prod/a", {READ, DELETE}),
     (token("admin", ("prod/a", "pull")), "prod/a", {READ}),
     (token("admin", ("prod/a", "push")), "prod/a", {CREATE, UPDATE}),
     (token("admin", ("prod/a", "delete")), "prod/a", {DELETE}),
@@ -241,6 +245,25 @@ def test_no_token_allows_what_its_owner_may_not(
     assert without.is_allowed or not with_token.is_allowed
 
 
+WORDS = {"pull": {READ}, "push": {CREATE, UPDATE}, "delete": {DELETE}}
+
+
+@pytest.mark.parametrize("words", [w for n in range(4) for w in combinations(WORDS, n)], ids=",".join)
+@pytest.mark.parametrize("name", ["", "alice", "bob", "admin", "serving", "sly", "both"])
+@pytest.mark.parametrize("repository", ["team/a", "prod/a", "prod/public/a", "open/a", "open/open"])
+def test_a_token_allows_what_its_owner_may_as_far_as_it_is_for_that(
+    name: str, repository: str, words: tuple[str, ...]
+) -> None:
+    limited = token(name, (repository, ",".join(words)))
+
+    for action in ALL_ACTIONS:
+        with_token = decide(POLICY, limited, action, repository)
+        without = decide(POLICY, Identity(name, method="basic"), action, repository)
+        is_for_this = any(action in WORDS[word] for word in words)
+        assert with_token.is_allowed == (without.is_allowed and is_for_this)
+        assert with_token.layers == (without.layers if with_token.is_allowed else None)
+
+
 @pytest.mark.parametrize(
     ("identity", "type_", "name", "asked", "given"),
     [
@@ -249,6 +272,8 @@ def test_no_token_allows_what_its_owner_may_not(
         (user("admin"), "repository", "prod/a", "*", "pull,push,delete"),
         (user("serving"), "repository", "prod/a", "pull,push", "pull"),
         (user("jack"), "repository", "prod/a", "pull,push", "push"),
+        (user("sly"), "repository", "prod/a", "*", "pull,delete"),
+        (token("sly", ("prod/a", "push")), "repository", "prod/a", "*", ""),
         (ANONYMOUS, "repository", "prod/public/a", "pull,push", "pull"),
         (ANONYMOUS, "repository", "prod/a", "pull", ""),
         (user("admin"), "repository", "prod/a", "read,create,PULL", ""),
@@ -257,7 +282,7 @@ def test_no_token_allows_what_its_owner_may_not(
         (user("bob"), "registry", "other", "*", ""),
         (user("admin"), "plugin", "prod/a", "pull", ""),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_a_token_is_for_the_part_of_what_was_asked_that_the_policy_allows(
     identity: Identity, type_: str, name: str, asked: str, given: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from tests.registry.auth.logins import basic, bearer, written
 from tests.registry.conftest import configured, served
-from tests.registry.wire import Body, Reply, Wire
+from tests.registry.wire import Body, Reply, Wire, encode
 
 ANONYMOUS = "anonymous"
 # Right by right, in team/**. The stranger has an account and nothing else.
@@ -23,7 +23,8 @@ ACTIONS: Mapping[str, list[str]] = {
     "pusher": ["create", "update"],
     "deleter": ["read", "delete"],
 }
-USERS = (*ACTIONS, "admin", "serving", "documenter", "stranger")
+# The borrower reads as serving does, and would push if that gave them no more to read.
+USERS = (*ACTIONS, "admin", "serving", "documenter", "borrower", "stranger")
 EVERYBODY = (ANONYMOUS, *USERS)
 ACCESS: dict[str, Any] = {
     "repositories": {
@@ -32,6 +33,8 @@ ACCESS: dict[str, Any] = {
                 *({"users": [user], "actions": actions} for user, actions in ACTIONS.items()),
                 {"users": ["serving"], "actions": ["read"], "layers": ["model", "docs"]},
                 {"users": ["documenter"], "actions": ["read"], "layers": ["kitfile", "docs"]},
+                {"users": ["borrower"], "actions": ["read"], "layers": ["model", "docs"]},
+                {"users": ["borrower"], "actions": ["create", "update"]},
             ]
         },
         "public/**": {"anonymousPolicy": ["read"]},
@@ -41,6 +44,8 @@ ACCESS: dict[str, Any] = {
     "adminPolicy": {"users": ["admin"], "actions": ["read", "create", "update", "delete"]},
 }
 SCHEMES = ("basic", "bearer", "apikey")
+# Credentials that can be for less than their owner may.
+LIMITED_SCHEMES = ("basic apikey", "apikey", "bearer", "bearer of apikey")
 HOST = "http://registry.example"
 TOKEN_SCOPES = [
     "registry:catalog:*",
@@ -53,12 +58,14 @@ class World:
 
     Args:
         scheme: how they show who they are.
+        scopes: what their tokens and keys are for, the admin's excepted; empty for all.
     """
 
-    def __init__(self, wire: Wire, scheme: str, *, users_file: Path) -> None:
+    def __init__(self, wire: Wire, scheme: str, *, users_file: Path, scopes: Sequence[str] = ()) -> None:
         self.wire = wire
         self.scheme = scheme
         self.users_file = users_file
+        self.scopes = scopes
         self._credentials: dict[str, Mapping[str, str]] = {}
 
     @staticmethod
@@ -77,16 +84,24 @@ class World:
         with_password = basic(user, password_of(user))
         if self.scheme == "basic":
             return with_password
+        scopes = () if user == "admin" else self.scopes
         if self.scheme == "bearer":
-            return bearer(await self.token(user, TOKEN_SCOPES))
+            return bearer(await self.token(user, scopes or TOKEN_SCOPES))
         headers = {**with_password, "Content-Type": "application/json"}
-        reply = await self.wire("POST", "/v2/_modelkit/apikeys", headers=headers, body=b"{}")
+        wish = encode({"scope": list(scopes)})
+        reply = await self.wire("POST", "/v2/_modelkit/apikeys", headers=headers, body=wish)
         assert reply.status == 201, reply.body
-        return bearer(reply.json()["key"])
+        key = reply.json()["key"]
+        match self.scheme:
+            case "basic apikey":
+                return basic(user, key)
+            case "bearer of apikey":
+                return bearer(await self.token(user, scopes or TOKEN_SCOPES, password=key))
+        return bearer(key)
 
-    async def token(self, user: str, scopes: list[str]) -> str:
+    async def token(self, user: str, scopes: Sequence[str], *, password: str | None = None) -> str:
         query = urlencode([("service", "registry.example"), *(("scope", scope) for scope in scopes)])
-        headers = basic(user, password_of(user)) if user != ANONYMOUS else {}
+        headers = basic(user, password or password_of(user)) if user != ANONYMOUS else {}
         reply = await self.wire("GET", f"/v2/token?{query}", headers=headers)
         assert reply.status == 200, reply.body
         token: str = reply.json()["token"]
@@ -135,6 +150,7 @@ async def world(
     scheme: str = "basic",
     access: dict[str, Any] | None = None,
     has_tokens: bool = False,
+    scopes: Sequence[str] = (),
 ) -> AsyncIterator[World]:
     """A registry with accounts for everybody.
 
@@ -142,15 +158,16 @@ async def world(
         folder: of the test's own.
         access: `http.accessControl`; `{}` for none.
         has_tokens: whether tokens are issued also where nobody needs one.
+        scopes: of the users' tokens and keys, the admin's excepted; empty for all.
     """
     users = written(folder / "htpasswd", {user: password_of(user) for user in USERS})
     auth: dict[str, Any] = {"htpasswd": {"path": str(users)}, "apikeys": {}}
-    if scheme == "bearer" or has_tokens:
+    if scheme.startswith("bearer") or has_tokens:
         auth["token"] = {}
     access = ACCESS if access is None else access
     http = {"host": HOST, **({"accessControl": access} if access else {})}
     async with served(configured(storage, auth=auth, http=http)) as url:
-        yield World(Wire(url), scheme, users_file=users)
+        yield World(Wire(url), scheme, users_file=users, scopes=scopes)
 
 
 def message_of(reply: Reply) -> str:
