@@ -193,22 +193,22 @@ class ApiKeys:
             grants=key.scopes or None,
             expires=key.expires,
             binding=f"{BINDING}{key.id}",
-            is_current=self.current(key.owner, key.id),
+            is_current=self.current(key),
         )
 
-    async def is_live(self, owner: str, key_id: str) -> bool:
-        """Whether this is a key of `owner` that lets somebody in."""
+    async def find_live(self, owner: str, key_id: str) -> ApiKey | None:
+        """The key of `owner` with this id, if it lets somebody in."""
         key = await self._read(key_id) if _ID.fullmatch(key_id) else None
-        return key is not None and key.owner == owner and self._is_live(key)
+        return key if key is not None and key.owner == owner and self._is_live(key) else None
 
-    def current(self, owner: str, key_id: str) -> Callable[[], bool]:
-        """A question that can be asked again and again, at once, right after `is_live` said yes."""
-        location = _record_key(key_id)
+    def current(self, key: ApiKey) -> Callable[[], bool]:
+        """Whether a key that was just read still lets somebody in: a question that can be asked again and again, at once."""
+        location = _record_key(key.id)
         version = self._backend.version_at_once(location)
         until = self._clock() + _TRUST_S
 
         def is_current() -> bool:
-            if not self._is_user(owner):
+            if not self._is_live(key):
                 return False
             if version is None:  # a store across a network: believed for a moment
                 return self._clock() < until

@@ -133,7 +133,7 @@ class OwnIssuer:
     """The tokens of this registry.
 
     Each says what its login rested on, and is worth nothing from the moment that does not hold any more: a changed
-    password, a removed user and a revoked API key end all tokens that were made of them.
+    password, a removed user, a revoked API key and one that has ended end all tokens that were made of them.
 
     Args:
         passwords, keys: where bindings are looked up; None where nobody logs in so.
@@ -180,7 +180,7 @@ class OwnIssuer:
         )
 
     async def login_to_refresh(self, envelope: Envelope) -> Login:
-        """Whoever got a refresh token, as they logged in at that time.
+        """Whoever got a refresh token, as they logged in at that time, until it ends: nothing that is made of it outlives it.
 
         Raises:
             TokenInvalid: it is none, has ended, or its login does not hold any more.
@@ -192,6 +192,7 @@ class OwnIssuer:
             claims.subject,
             method="bearer",
             grants=grants_of(claims) if access is not None else None,
+            expires=claims.expires,
             binding=claims.document["login"],
             is_current=is_current,
         )
@@ -205,7 +206,7 @@ class OwnIssuer:
         return self._sign(claims, "JWT")
 
     def sign_refresh(self, login: Login, *, life_s: float) -> str:
-        """A token that stands for a password or an API key until that is changed or revoked."""
+        """A token that stands for a password or an API key until that is changed, revoked or at its end."""
         assert login.binding, "what cannot be taken back is not given for long"
         claims = self._claims(login, self._refresh_audience, life_s)
         if login.grants is not None:
@@ -255,8 +256,8 @@ class OwnIssuer:
                     return lambda: passwords.is_version(name, version)
             elif binding.startswith(api_keys.BINDING) and keys is not None:
                 key_id = binding.removeprefix(api_keys.BINDING)
-                if await keys.is_live(name, key_id):
-                    return keys.current(name, key_id)
+                if (key := await keys.find_live(name, key_id)) is not None:
+                    return keys.current(key)
         raise TokenInvalid("what it was made of was changed or taken back")
 
 

@@ -73,11 +73,10 @@ async def test_a_key_that_was_taken_back_lets_nobody_in_at_once(keys: ApiKeys) -
 
 
 async def test_a_key_that_was_taken_back_before_it_was_asked_for_again_is_not_current(keys: ApiKeys) -> None:
-    login = await keys.login(await made(keys))
-    key_id = login.binding.removeprefix(api_keys.BINDING)
-    await keys.revoke("alice", key_id)
+    _, key = await keys.create("alice", label="ci", life_s=None, scopes=())
+    await keys.revoke("alice", key.id)
 
-    assert not keys.current("alice", key_id)()
+    assert not keys.current(key)()
 
 
 async def test_where_the_store_cannot_be_asked_at_once_a_key_is_trusted_for_seconds(
@@ -110,6 +109,23 @@ async def test_a_key_may_end_by_itself(keys: ApiKeys, clock: Clock) -> None:
 
     with pytest.raises(Unauthorized):
         await keys.login(text)
+
+
+async def test_whoever_was_let_in_by_a_key_is_so_until_it_ends(
+    keys: ApiKeys, clock: Clock, backend: StorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = await made(keys, life_s=5)
+    login = await keys.login(text)
+    monkeypatch.setattr(backend, "version_at_once", lambda _: None)
+    across_a_network = await keys.login(text)
+    monkeypatch.undo()
+
+    clock.now += 4
+    assert login.is_current()
+    assert across_a_network.is_current()
+    clock.now += 1
+    assert not login.is_current()
+    assert not across_a_network.is_current()
 
 
 @pytest.mark.parametrize("life_s", [0, -1, 3601])

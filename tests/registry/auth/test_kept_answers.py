@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -20,7 +21,7 @@ from registry.auth.guard import Guard
 from registry.auth.identity import ANONYMOUS, Identity
 from registry.auth.policy import OPEN
 from storage_backends.memory import MemoryBackend
-from tests.registry.auth.logins import written
+from tests.registry.auth.logins import basic, bearer, written
 from tests.registry.auth.test_access import guards, policy_without
 from tests.registry.auth.world import ANONYMOUS as NOBODY
 from tests.registry.auth.world import SCHEMES, World, password_of, world
@@ -97,6 +98,37 @@ async def test_an_answer_is_kept_for_the_same_credentials_and_for_nobody_else(
         # All but the first of each of the two that were allowed.
         assert len(kept) == 6
         assert len(set(kept)) == 2
+
+
+async def refreshed(registry: World, key: str) -> str:
+    """An access token of a refresh token of an API key of the reader's."""
+    more = {"service": "registry.example", "scope": f"repository:{NAME}:pull"}
+    target = f"/v2/token?{urlencode({**more, 'offline_token': 'true'})}"
+    refresh = (await registry.wire("GET", target, headers=basic("reader", key))).json()["refresh_token"]
+    form = {**more, "grant_type": "refresh_token", "client_id": "test", "refresh_token": refresh}
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    reply = await registry.wire("POST", "/v2/token", headers=headers, body=urlencode(form).encode())
+    token: str = reply.json()["access_token"]
+    return token
+
+
+@pytest.mark.parametrize("is_token", [False, True], ids=["key", "refreshed token"])
+async def test_an_answer_is_kept_no_longer_than_the_key_that_it_was_given_for_lives(
+    storage: dict[str, Any], tmp_path: Path, is_token: bool, kept: list[bytes]
+) -> None:
+    async with world(storage, tmp_path, has_tokens=True) as registry:
+        manifest, _ = await registry.as_user("admin").push_image(NAME, "v1")
+        headers = {**basic("reader", password_of("reader")), "Content-Type": "application/json"}
+        wish = encode({"expires_in": 3})
+        key = (await registry.wire("POST", "/v2/_modelkit/apikeys", headers=headers, body=wish)).json()["key"]
+        end = asyncio.get_running_loop().time() + 3
+        registry.use("reader", bearer(await refreshed(registry, key) if is_token else key))
+
+        async with connected(registry) as line:
+            assert [await line.get("reader") for _ in range(3)] == [(200, encode(manifest))] * 3
+            assert len(kept) == 2
+            await asyncio.sleep(end - asyncio.get_running_loop().time())
+            assert (await line.get("reader"))[0] == 401
 
 
 async def test_a_layer_limited_reader_gets_the_slice_again_and_nothing_of_the_rest(

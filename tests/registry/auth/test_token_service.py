@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 import pytest
 
 from kitspec.errors import QueryInvalid, Unauthorized
+from registry.auth.api_keys import ApiKeys
 from registry.auth.http_auth import BasicCredentials, BearerToken, Credentials
 from registry.auth.identity import Grant, Identity
 from registry.auth.issuers import OwnIssuer
@@ -24,10 +25,11 @@ ALICE = BasicCredentials("alice", b"secret")
 
 
 class Desk:
-    """Passwords without the file."""
+    """Passwords without the file, and API keys."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: ApiKeys) -> None:
         self.passwords = {"alice": "1"}
+        self.keys = keys
 
     def is_version(self, name: str, version: str) -> bool:
         return self.passwords.get(name) == version
@@ -38,6 +40,8 @@ class Desk:
                 return Login("alice", method="basic", binding=f"password:{self.passwords['alice']}")
             case BasicCredentials(user="ci", password=b"workload"):
                 return Login("oidc:ci", frozenset({"builders"}), method="oidc", expires=BEGIN + 120)
+            case BasicCredentials(user="alice", password=key) if key.startswith(b"mkr_"):
+                return await self.keys.login(key.decode())
             case BearerToken(text="access"):
                 return Login("alice", method="bearer")
             case _:
@@ -52,8 +56,9 @@ def granted(identity: Identity, kind: str, name: str, actions: Iterable[str]) ->
 
 
 class Endpoint:
-    def __init__(self, desk: Desk, issuer: OwnIssuer, service: TokenService) -> None:
+    def __init__(self, desk: Desk, issuer: OwnIssuer, service: TokenService, clock: Clock) -> None:
         self.desk = desk
+        self.clock = clock
         self.issuer = issuer
         self.service = service
 
@@ -73,13 +78,15 @@ class Endpoint:
 
 @pytest.fixture
 async def endpoint() -> AsyncIterator[Endpoint]:
-    backend, desk, clock = MemoryBackend(), Desk(), Clock()
+    backend, clock = MemoryBackend(), Clock()
     await backend.start()
+    api_keys = ApiKeys(backend, is_user={"alice"}.__contains__, clock=clock)
+    desk = Desk(api_keys)
     keys = TokenKeys(backend, rotation_s=1e6, keep_s=1e6, seal=Seal(None), clock=clock)
     await keys.start()
-    issuer = OwnIssuer("own", SERVICE, keys, passwords=desk, keys=None, clock=clock)  # type: ignore[arg-type]
+    issuer = OwnIssuer("own", SERVICE, keys, passwords=desk, keys=api_keys, clock=clock)  # type: ignore[arg-type]
     service = TokenService(issuer, desk, granted, access_life_s=300, refresh_life_s=3600, clock=clock)
-    yield Endpoint(desk, issuer, service)
+    yield Endpoint(desk, issuer, service, clock)
     await backend.close()
 
 
@@ -228,6 +235,41 @@ async def test_A_06_a_refresh_token_ends_with_the_password(change: str, endpoint
         await endpoint.post(grant_type="refresh_token", refresh_token=reply["refresh_token"])
 
     assert (refused.value.error, refused.value.status) == ("invalid_grant", 401)
+
+
+async def test_what_comes_of_a_key_that_ends_ends_with_it(endpoint: Endpoint) -> None:
+    text, _ = await endpoint.desk.keys.create("alice", label="", life_s=90, scopes=())
+    key = BasicCredentials("alice", text.encode())
+
+    refresh = (await endpoint.get("offline_token=true", key))["refresh_token"]
+    reply = await endpoint.post(
+        grant_type="refresh_token", refresh_token=refresh, access_type="offline", scope="repository:a/b:pull"
+    )
+    login = await endpoint.access(reply)
+
+    assert login.expires == BEGIN + 90
+    assert reply["expires_in"] == 90
+    endpoint.clock.now += 89
+    assert login.is_current()
+    endpoint.clock.now += 1
+    assert not login.is_current()
+    with pytest.raises(TokenInvalid):
+        await endpoint.access(reply)
+    for token in (refresh, reply["refresh_token"]):
+        with pytest.raises(GrantRefused):
+            await endpoint.post(grant_type="refresh_token", refresh_token=token)
+
+
+async def test_what_comes_of_a_refresh_token_ends_with_it(endpoint: Endpoint) -> None:
+    refresh = (await endpoint.get("offline_token=true"))["refresh_token"]
+    endpoint.clock.now += 3500
+
+    reply = await endpoint.post(grant_type="refresh_token", refresh_token=refresh, access_type="offline")
+
+    assert (await endpoint.access(reply)).expires == BEGIN + 3600
+    endpoint.clock.now += 200
+    with pytest.raises(GrantRefused, match="refresh token is not accepted"):
+        await endpoint.post(grant_type="refresh_token", refresh_token=reply["refresh_token"])
 
 
 async def test_A_06_a_refresh_token_of_another_service_or_user_is_refused(endpoint: Endpoint) -> None:

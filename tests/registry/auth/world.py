@@ -78,6 +78,10 @@ class World:
             self._credentials[user] = await self._log_in(user)
         return self._credentials[user]
 
+    def use(self, user: str, credentials: Mapping[str, str]) -> None:
+        """Other credentials for a user, from now on."""
+        self._credentials[user] = credentials
+
     async def _log_in(self, user: str) -> Mapping[str, str]:
         if user == ANONYMOUS:
             return {}
