@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _FORM_SIZE_MAX = 64 * 1024
 _WISH_SIZE_MAX = 16 * 1024
+# The end of the year 9999.
+_LAST_SECOND = 253402300799
 # RFC 6749 5.1: nobody on the way keeps an answer with a token in it.
 _NOT_KEPT = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
@@ -173,7 +175,12 @@ def _described(key: ApiKey) -> dict[str, object]:
 
 
 def _timestamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    """A time of RFC 3339; the last that it can write for one beyond that, as of keys that were made before there was a limit."""
+    return (
+        datetime.fromtimestamp(min(seconds, _LAST_SECOND), UTC)
+        .isoformat(timespec="seconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def _ask_for_password(call: Call, body: Mapping[str, object]) -> web.StreamResponse:

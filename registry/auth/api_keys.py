@@ -30,6 +30,8 @@ from storage_backends.interface import ObjectMissing, StorageBackend
 PREFIX: Final = "mkr_"
 """What every key begins with; a JWT cannot."""
 BINDING: Final = "apikey:"
+# A century. A longer life is a mistake, and ends in a year that no calendar of the answers has.
+LIFE_MAX_S: Final = 100 * 365.25 * 24 * 3600
 
 # How long a key that was taken back through another replica may still be taken, where the store cannot be asked at once.
 _TRUST_S: Final = 10.0
@@ -91,7 +93,7 @@ class ApiKeys:
     """
     Args:
         is_user: whether the owner of a key is a user now.
-        expiration_max_s: longest life of a key; 0 for any.
+        expiration_max_s: longest life of a key, if less than `LIFE_MAX_S`; 0 for any up to that, or none.
         per_user_max: keys of one user.
         clock: seconds since 1970.
     """
@@ -120,7 +122,7 @@ class ApiKeys:
         """A new key, with its text, which nobody can be told a second time.
 
         Args:
-            life_s: None for as long as is allowed.
+            life_s: None for as long as is allowed, which may be for ever.
 
         Raises:
             QueryInvalid: the wish cannot be granted as it stands.
@@ -221,13 +223,12 @@ class ApiKeys:
         return self._is_user(key.owner) and (key.expires is None or self._clock() < key.expires)
 
     def _end(self, now: float, life_s: float | None) -> float | None:
-        longest = self._expiration_max_s
+        longest = min(self._expiration_max_s or LIFE_MAX_S, LIFE_MAX_S)
         if life_s is None:
-            return now + longest if longest else None
-        if life_s <= 0 or (longest and life_s > longest):
-            raise QueryInvalid(
-                f"a life of {life_s:g} s; wanted more than 0" + (f", at most {longest:g}" * bool(longest))
-            )
+            return now + longest if self._expiration_max_s else None
+        if not 0 < life_s <= longest:
+            # As text: there are integers that are no float.
+            raise QueryInvalid(f"a life of {str(life_s)[:40]} s; wanted more than 0, at most {longest:.10g}")
         return now + life_s
 
     async def _read(self, key_id: str) -> ApiKey | None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kitspec.errors import Denied, NameUnknown, QueryInvalid, Unauthorized
 from registry import layout
 from registry.auth import api_keys
-from registry.auth.api_keys import ApiKeys
+from registry.auth.api_keys import LIFE_MAX_S, ApiKeys
 from registry.auth.identity import Grant
 from storage_backends.interface import StorageBackend
 from tests.clock import Clock
@@ -136,6 +136,29 @@ async def test_a_life_that_is_not_allowed_is_refused(
 
     with pytest.raises(QueryInvalid, match="a life of"):
         await made(keys, life_s=life_s)
+
+
+@pytest.mark.parametrize(
+    "life_s", [LIFE_MAX_S + 1, 253402300800, 2**63 - 1, 10**400, -(10**400)], ids=range(5)
+)
+async def test_a_life_that_ends_in_no_year_is_refused_and_leaves_nothing(
+    life_s: int, backend: StorageBackend, clock: Clock
+) -> None:
+    for longest in (0.0, 1e15):
+        keys = ApiKeys(backend, is_user=lambda _: True, expiration_max_s=longest, clock=clock)
+
+        with pytest.raises(QueryInvalid, match="a life of") as caught:
+            await made(keys, life_s=life_s)
+
+        assert len(caught.value.message) < 200
+        assert await keys.list("alice") == []
+
+
+async def test_no_key_lives_longer_than_a_century(backend: StorageBackend, clock: Clock) -> None:
+    keys = ApiKeys(backend, is_user=lambda _: True, expiration_max_s=1e15, clock=clock)
+
+    for life_s in (None, LIFE_MAX_S):
+        assert (await keys.login(await made(keys, life_s=life_s))).expires == clock.now + LIFE_MAX_S
 
 
 async def test_a_key_lives_as_long_as_is_allowed_when_nobody_says(

@@ -15,7 +15,7 @@ import bcrypt
 import pytest
 
 from kitspec.http_fields import Challenge, parse_challenges
-from registry.auth import watched_file
+from registry.auth import api_keys, watched_file
 from registry.auth.bruteforce import PAIR_FREE
 from tests.registry.auth.logins import ISSUER, SERVICE, TestIssuer, basic, bearer, written
 from tests.registry.conftest import Serve
@@ -480,6 +480,18 @@ class TestApiKeys:
         reply = await post(wire, grant_type="refresh_token", refresh_token=tokens["refresh_token"])
         assert reply.status == 401
 
+    async def test_a_key_of_before_that_ends_in_no_year_is_listed_with_the_last_one_that_there_is(
+        self, wire: Wire, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(api_keys, "LIFE_MAX_S", 2.0**63)
+        made = await self.made(wire, label="old", expires_in=2**62)
+        monkeypatch.undo()
+
+        (listed,) = (await wire("GET", "/v2/_modelkit/apikeys", headers=ALICE)).json()["keys"]
+
+        assert listed["expires"] == made["expires"] == "9999-12-31T23:59:59Z"
+        assert (await wire("GET", "/v2/", headers=bearer(made["key"]))).status == 200
+
     async def test_keys_are_managed_with_the_password_only(self, wire: Wire) -> None:
         made = await self.made(wire)
         token = (await token_of(wire, "repository:a/b:*"))["token"]
@@ -528,6 +540,9 @@ class TestApiKeys:
             b'{"label": "a\\nb"}',
             b'{"expires_in": "60"}',
             b'{"expires_in": 0}',
+            b'{"expires_in": 253402300800}',
+            b'{"expires_in": 9223372036854775807}',
+            b'{"expires_in": 1' + b"0" * 400 + b"}",
             b'{"expires_in": true}',
             b'{"scope": "repository:a/b:pull"}',
             b'{"scope": [5]}',
