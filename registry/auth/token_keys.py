@@ -5,6 +5,9 @@ Whoever meets a token of a key that it does not know reads the record again, so 
 
 Whoever can read a private key can make tokens for anybody. Where `http.secret` is set the keys are sealed with it
 (AES-256-GCM, a key of HKDF-SHA256): then reading the store, or a backup of it, is not enough.
+
+While a secret is replaced some replicas have the old one and some the new one. Each signs and verifies with the keys that it
+can unseal, and writes the others back as they are.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
 )
 
+from kitspec.errors import Unavailable
 from registry import layout
 from registry.auth.verification_keys import VerificationKey, thumbprint, verification_key
 from registry.logs import log_event
@@ -45,6 +49,8 @@ _LOOK_INTERVAL_S: Final = 60.0
 # Tokens with keys that nobody has can be invented by the thousand.
 _REREAD_INTERVAL_S: Final = 2.0
 _NONCE_SIZE: Final = 12
+# Replicas have two secrets at a time while one is replaced. A secret that is another at each start must not fill the record.
+_FOREIGN_MAX: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,9 @@ class TokenKeys:
         self._clock = clock
         self._keys: Sequence[SigningKey] = ()
         self._public: Mapping[str, VerificationKey] = {}
+        # Entries of the record that another secret seals.
+        self._foreign: Sequence[Mapping[str, Any]] = ()
+        self._are_stored = False
         self._version: str | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
@@ -140,7 +149,13 @@ class TokenKeys:
 
     @property
     def signing(self) -> SigningKey:
-        """The newest key."""
+        """The newest key.
+
+        Raises:
+            Unavailable: there is none, since somebody deleted the record; `watch` makes one within a minute.
+        """
+        if not self._keys:
+            raise Unavailable("there is no key to sign tokens with; one is made within a minute: try again")
         return self._keys[-1]
 
     def known(self, key_id: str) -> VerificationKey | None:
@@ -158,24 +173,33 @@ class TokenKeys:
         return key
 
     async def _follow(self) -> None:
-        """Read the record, and write it anew while its newest key is too old, or there is none."""
+        """Read the record, and write it anew while our newest key is too old, not in it, or there is none."""
         while True:
             version = await self._read()
             now = self._clock()
-            if self._keys and now - self.signing.created < self._rotation_s:
+            is_due = not self._keys or now - self.signing.created >= self._rotation_s
+            if not is_due and self._are_stored:
                 return
-            new = _new_key(now)
             kept = [key for key, end in zip(self._keys, self._ends(now), strict=True) if end > now]
+            keys = [*kept, _new_key(now)] if is_due else kept
+            foreign = self._lasting_foreign(now)
             try:
-                await self._backend.write(layout.TOKEN_KEYS, self._record([*kept, new]), expect=version)
+                await self._backend.write(layout.TOKEN_KEYS, self._record(keys, foreign), expect=version)
             except PreconditionFailed:
                 continue  # somebody else was first: theirs will do
-            log_event(logger, logging.INFO, "auth.keys.rotated", key=new.id, kept=len(kept))
+            event = "auth.keys.rotated" if is_due else "auth.keys.restored"
+            log_event(logger, logging.INFO, event, key=keys[-1].id, kept=len(kept), foreign=len(foreign))
 
     def _ends(self, now: float) -> list[float]:
         """Until when each key verifies: `keep_s` after the next one took over; the last one's is from now on."""
         successors = [key.created for key in self._keys[1:]]
         return [taken_over + self._keep_s for taken_over in (*successors, now)][: len(self._keys)]
+
+    def _lasting_foreign(self, now: float) -> Sequence[Mapping[str, Any]]:
+        """The newest keys of others, without those whose tokens have ended: whoever has one follows it when it is old."""
+        lasting_s = self._rotation_s + _LOOK_INTERVAL_S + self._keep_s
+        lasting = [entry for entry in self._foreign if entry["created"] + lasting_s > now]
+        return sorted(lasting, key=lambda entry: float(entry["created"]))[-_FOREIGN_MAX:]
 
     async def _read(self) -> str:
         """Take over what the record says; its version, "" where there is none."""
@@ -183,31 +207,37 @@ class TokenKeys:
         try:
             content, info = await self._backend.read(layout.TOKEN_KEYS, size_max=_RECORD_SIZE_MAX)
         except ObjectMissing:
-            self._take_over(())
+            self._take_over((), ())
             self._version = ""
             return ""
         if info.version != self._version:
-            self._take_over(self._parse(content))
+            self._take_over(*self._parse(content))
             self._version = info.version
         return info.version
 
-    def _take_over(self, keys: Sequence[SigningKey]) -> None:
-        self._keys = keys
-        self._public = {key.id: verification_key(key.private.public_key()) for key in keys}
+    def _take_over(self, keys: Sequence[SigningKey], foreign: Sequence[Mapping[str, Any]]) -> None:
+        """Where there are keys of others only, ours were thrown away, and not taken back: we stay with them."""
+        self._foreign = foreign
+        self._are_stored = bool(keys) or not foreign
+        if self._are_stored:
+            self._keys = keys
+            self._public = {key.id: verification_key(key.private.public_key()) for key in keys}
 
-    def _parse(self, content: bytes) -> Sequence[SigningKey]:
-        keys = []
+    def _parse(self, content: bytes) -> tuple[Sequence[SigningKey], Sequence[Mapping[str, Any]]]:
+        """The keys of a record, the oldest first, and the entries that cannot be unsealed."""
+        keys, foreign = [], []
         for entry in json.loads(content)["keys"]:
             try:
                 private = load_der_private_key(self._seal.unwrap(entry, entry["id"]), password=None)
             except ValueError as error:
-                log_event(logger, logging.ERROR, "auth.keys.unusable", key=entry["id"], reason=str(error))
+                log_event(logger, logging.WARNING, "auth.keys.unusable", key=entry["id"], reason=str(error))
+                foreign.append(entry)
                 continue
             assert isinstance(private, ec.EllipticCurvePrivateKey)
             keys.append(SigningKey(entry["id"], entry["created"], private))
-        return sorted(keys, key=lambda key: key.created)
+        return sorted(keys, key=lambda key: key.created), foreign
 
-    def _record(self, keys: Sequence[SigningKey]) -> bytes:
+    def _record(self, keys: Sequence[SigningKey], foreign: Sequence[Mapping[str, Any]]) -> bytes:
         entries = [
             {
                 "id": key.id,
@@ -218,7 +248,7 @@ class TokenKeys:
             }
             for key in keys
         ]
-        return json.dumps({"keys": entries, "nonce": secrets.token_hex(8)}).encode()
+        return json.dumps({"keys": [*entries, *foreign], "nonce": secrets.token_hex(8)}).encode()
 
 
 def _new_key(now: float) -> SigningKey:

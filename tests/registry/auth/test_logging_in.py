@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import bcrypt
 import pytest
 
 from kitspec.http_fields import Challenge, parse_challenges
-from registry.auth import api_keys, watched_file
+from registry import layout
+from registry.auth import api_keys, token_keys, watched_file
 from registry.auth.bruteforce import PAIR_FREE
 from tests.registry.auth.logins import ISSUER, SERVICE, TestIssuer, basic, bearer, written
-from tests.registry.conftest import Serve
+from tests.registry.conftest import Serve, configured, served
 from tests.registry.wire import Reply, Wire, assert_refused, parse_reply
 
 HOST = "https://reg.example"
@@ -54,6 +55,14 @@ class Registries:
 @pytest.fixture
 def registries(serve: Serve, htpasswd: Path) -> Registries:
     return Registries(serve, htpasswd)
+
+
+@pytest.fixture
+def registries_of_secret(tmp_path: Path, htpasswd: Path) -> Callable[[str], AbstractAsyncContextManager[str]]:
+    """Starts registries on one folder, each with a secret of its own."""
+    storage = {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}
+    auth = {"htpasswd": {"path": str(htpasswd)}, "token": {}}
+    return lambda secret: served(configured(storage, auth=auth, http={"host": HOST, "secret": secret}))
 
 
 @pytest.fixture
@@ -636,6 +645,28 @@ class TestElsewhere:
             )
             assert "refresh_token" not in reply
             assert (await wire("GET", "/v2/a/b/tags/list", headers=bearer(reply["token"]))).status == 404
+
+
+async def test_while_a_secret_is_replaced_replicas_with_either_sign_and_verify_their_own(
+    registries_of_secret: Callable[[str], AbstractAsyncContextManager[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(token_keys, "_REREAD_INTERVAL_S", 0.0)
+    async with registries_of_secret("old") as old, registries_of_secret("new") as new:
+        wires = Wire(old), Wire(new)
+        headers = [bearer((await token_of(wire))["token"]) for wire in wires]
+
+        for _ in range(2):
+            for here, there in (0, 1), (1, 0):
+                assert_refused(await wires[here]("GET", "/v2/", headers=headers[there]), 401)
+                assert (await wires[here]("GET", "/v2/", headers=headers[here])).status == 200
+                assert await token_of(wires[here])
+
+        (tmp_path / "registry" / layout.TOKEN_KEYS).unlink()
+        assert_refused(await wires[0]("GET", "/v2/", headers=headers[1]), 401)
+        reply = await wires[0]("GET", f"/v2/token?service={SERVICE}", headers=ALICE)
+        assert (reply.status, reply.codes) == (503, ["UNAVAILABLE"])
 
 
 async def test_V_15_A_26_secrets_are_in_no_log_no_metric_and_no_answer(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kitspec.errors import Unavailable
 from registry import layout
 from registry.auth.token_keys import Seal, TokenKeys
 from storage_backends.interface import StorageBackend
@@ -138,6 +139,126 @@ async def test_A_36_keys_under_another_secret_are_replaced_and_told(
     assert second.signing.id != first.signing.id
     assert await second.find(first.signing.id) is None
     assert "auth.keys.unusable" in [record.message for record in caplog.records]
+
+
+async def ids_of(backend: StorageBackend) -> set[str]:
+    return {entry["id"] for entry in (await record_of(backend))["keys"]}
+
+
+async def test_replicas_with_different_secrets_leave_each_others_keys_alone(
+    backend: StorageBackend, clock: Clock
+) -> None:
+    first, second = keys_on(backend, clock, "old"), keys_on(backend, clock, "new")
+    await first.start()
+    await second.start()
+    signing = (first.signing.id, second.signing.id)
+    before = await record_of(backend)
+
+    for _ in range(3):
+        clock.now += 60
+        for keys in (first, second):
+            await keys.start()
+            assert await keys.find("unknown") is None
+
+    assert (first.signing.id, second.signing.id) == signing
+    assert first.known(signing[0]) is not None
+    assert second.known(signing[1]) is not None
+    assert await record_of(backend) == before
+
+
+async def test_replicas_with_different_secrets_rotate_each_for_itself(
+    backend: StorageBackend, clock: Clock
+) -> None:
+    first, second = keys_on(backend, clock, "old"), keys_on(backend, clock, "new")
+    await first.start()
+    clock.now += DAY
+    await second.start()
+    old = (first.signing.id, second.signing.id)
+
+    clock.now += 30 * DAY
+    await first.start()
+    await second.start()
+
+    for keys, key_id in zip((first, second), old, strict=True):
+        assert keys.signing.id != key_id
+        assert await keys.find(key_id) is not None
+    assert await ids_of(backend) == {*old, first.signing.id, second.signing.id}
+
+
+async def test_a_key_of_a_secret_that_nobody_has_any_more_goes_when_its_tokens_have_ended(
+    backend: StorageBackend, clock: Clock
+) -> None:
+    gone, keys = keys_on(backend, clock, "old"), keys_on(backend, clock, "new")
+    await gone.start()
+    await keys.start()
+
+    clock.now += 30 * DAY
+    await keys.start()
+    assert gone.signing.id in await ids_of(backend)
+    clock.now += 30 * DAY
+    await keys.start()
+
+    assert gone.signing.id not in await ids_of(backend)
+
+
+async def test_a_secret_that_is_another_at_each_start_does_not_fill_the_record(
+    backend: StorageBackend, clock: Clock
+) -> None:
+    lasting = keys_on(backend, clock, "lasting")
+    await lasting.start()
+    signing = lasting.signing.id
+    for number in range(40):
+        clock.now += 1
+        await keys_on(backend, clock, f"secret {number}").start()
+    assert len(await ids_of(backend)) < 20
+
+    clock.now += 60
+    await lasting.start()
+
+    assert lasting.signing.id == signing
+    assert signing in await ids_of(backend)
+
+
+async def test_keys_that_somebody_wrote_over_are_kept_and_written_again(
+    backend: StorageBackend, clock: Clock
+) -> None:
+    """As a replica of before does, which throws away what it cannot use."""
+    first = keys_on(backend, clock, "old")
+    await first.start()
+    signing = first.signing.id
+    await backend.delete(layout.TOKEN_KEYS)
+    second = keys_on(backend, clock, "new")
+    await second.start()
+
+    clock.now += 60
+    assert await first.find(second.signing.id) is None
+    assert first.signing.id == signing
+    assert first.known(signing) is not None
+    await first.start()
+
+    assert first.signing.id == signing
+    assert await ids_of(backend) == {signing, second.signing.id}
+
+
+async def test_without_a_key_no_token_is_signed_and_that_passes(
+    backend: StorageBackend, clock: Clock
+) -> None:
+    keys = keys_on(backend, clock)
+    with pytest.raises(Unavailable):
+        _ = keys.signing
+    await keys.start()
+    old = keys.signing.id
+    await backend.delete(layout.TOKEN_KEYS)
+
+    clock.now += 60
+    assert await keys.find("unknown") is None
+    # Who deletes the record takes back what was signed.
+    assert keys.known(old) is None
+    with pytest.raises(Unavailable, match="no key"):
+        _ = keys.signing
+    await keys.start()
+
+    assert keys.signing.id != old
 
 
 async def test_a_sealed_key_cannot_stand_under_the_id_of_another(
