@@ -585,6 +585,24 @@ class TestElsewhere:
         (tmp_path / "jwks.json").write_bytes(issuer.jwks())
         return str(tmp_path / "jwks.json")
 
+    @pytest.mark.parametrize("actions", ["push", "pull,push", "*"])
+    async def test_a_server_elsewhere_cannot_let_a_reader_of_some_layers_push(
+        self, actions: str, registries: Registries, issuer: TestIssuer, jwks: str
+    ) -> None:
+        settings = {"realm": "https://auth.example", "service": SERVICE, "issuer": ISSUER, "jwks": jwks}
+        policies = [
+            {"users": ["alice"], "actions": ["read"], "layers": ["docs"]},
+            {"users": ["alice", "bob"], "actions": ["create", "update"]},
+        ]
+        http = {"accessControl": {"repositories": {"a/*": {"policies": policies}}}}
+        async with registries(token=settings, http=http) as url:
+            access = [{"type": "repository", "name": "a/b", "actions": actions.split(",")}]
+
+            for user, status in (("alice", 403), ("bob", 202)):
+                headers = bearer(issuer.token(sub=user, access=access))
+                reply = await Wire(url)("POST", "/v2/a/b/blobs/uploads/", headers=headers)
+                assert reply.status == status
+
     async def test_tokens_of_a_server_elsewhere_decide(
         self, registries: Registries, issuer: TestIssuer, jwks: str
     ) -> None:
