@@ -57,8 +57,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SEGMENT_SIZE: Final = 64 * 1024 * 1024
-# How often a generation that has a successor looks whether it is needed.
-_FINISH_LOOK_S: Final = 0.5
+# How often what is to end looks whether connections are left.
+_FINISH_LOOK_FIRST_S, _FINISH_LOOK_MAX_S = 0.01, 0.5
+# For a request that has been told to end.
+_CUT_S: Final = 1.0
 
 
 def make_backend(config: Config) -> StorageBackend:
@@ -291,13 +293,16 @@ async def run_worker(
         ready()
         try:
             await _first_set(stop, retire or asyncio.Event())
-            if not stop.is_set():
-                await _finish(server, acceptor, stop)
+            acceptor.close()
+            await _finish(server, stop)
         finally:
             services.health.is_draining = True
             acceptor.close()
-            server.pre_shutdown()
-            await server.shutdown(config.http.draintimeout)
+            # Not by aiohttp's own way, which would take no more of the bodies that are on their way.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(config.http.draintimeout):
+                    await _finish(server, is_patient=False)
+            await server.shutdown(_CUT_S)
             if log is not None:
                 await asyncio.to_thread(log.flush)
 
@@ -311,18 +316,25 @@ async def _first_set(*events: asyncio.Event) -> None:
             task.cancel()
 
 
-async def _finish(server: Server, acceptor: asyncio.Server, stop: asyncio.Event) -> None:
-    """Accept nothing more, and wait until every connection has finished what it was about, or `stop` is set.
+async def _finish(server: Server, stop: asyncio.Event | None = None, *, is_patient: bool = True) -> None:
+    """Wait until every connection has finished what it was about, or `stop` is set.
 
-    One whose next request is on its way, or that has not asked for anything yet, is let ask: it would be cut otherwise.
+    Args:
+        is_patient: let one whose next request is on its way, or that has not asked for anything yet, ask: it would be cut otherwise.
+            But once: what we know is of yesterday.
     """
-    acceptor.close()
-    while server.connections and not stop.is_set():
+    stop = stop or asyncio.Event()
+    wait_s = _FINISH_LOOK_FIRST_S
+    while not stop.is_set():
         for connection in server.connections:
-            if isinstance(connection, LimitedConnection) and connection.head_since is None:
-                connection.close()
+            assert isinstance(connection, LimitedConnection)
+            connection.retire(is_patient=is_patient)
+        await asyncio.sleep(0)  # those that were closed just now are lost to us
+        if not server.connections:
+            break
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _FINISH_LOOK_S)
+            await asyncio.wait_for(stop.wait(), wait_s)
+        wait_s = min(2 * wait_s, _FINISH_LOOK_MAX_S)
 
 
 class _NamingDispatch(Dispatch):

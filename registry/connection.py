@@ -121,6 +121,7 @@ class Connection(LimitedConnection):
             and not self._messages
             and not self._close
             and not self._force_close
+            and not self.is_retired
             and self.transport is not None
             and self.transport.get_write_buffer_size() == 0
         )

@@ -125,6 +125,7 @@ class LimitedConnection(RequestHandler):
 
     Attributes:
         head_since: when we began to wait for the rest of a header, by the loop's clock; None while we do not.
+        is_retired: the next answer is the last one (`retire`).
     """
 
     __slots__ = (
@@ -136,6 +137,7 @@ class LimitedConnection(RequestHandler):
         "_server",
         "_unsent_since",
         "head_since",
+        "is_retired",
     )
 
     def __init__(self, server: Server, *, loop: asyncio.AbstractEventLoop, **arguments: Any) -> None:  # noqa: ANN401 - aiohttp's
@@ -147,6 +149,7 @@ class LimitedConnection(RequestHandler):
         self._acked = -1
         self._unsent_since: float | None = None
         self.head_since: float | None = None
+        self.is_retired = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -195,6 +198,22 @@ class LimitedConnection(RequestHandler):
         ):  # a bare `GET /`: whoever sends that does not understand the answer
             self._messages[-1] = (_ErrInfo(400, BadStatusLine("no version"), "no version"), payload)
         self._payload = payload
+
+    def retire(self, *, is_patient: bool) -> None:
+        """End between two requests: at once where there is none, else behind the answer, which says so.
+
+        aiohttp's `close` would take no more of a body, and leave an idle connection open.
+
+        Args:
+            is_patient: whether a request whose head has not arrived yet is one.
+        """
+        self.is_retired = True
+        if (
+            self._waiter is not None
+            and not self._messages
+            and not (is_patient and self.head_since is not None)
+        ):
+            self.force_close()
 
     @property
     def is_gone(self) -> bool:

@@ -38,6 +38,7 @@ from registry.auth.identity import Scope
 from registry.auth.policy import Action
 from registry.body import RECEIVED, discard
 from registry.connection import Connection
+from registry.http_limits import LimitedConnection
 from registry.journal import Actor, acting
 from registry.logs import access_log, request_id
 from registry.requests_in_flight import RequestInFlight, RequestsInFlight
@@ -60,6 +61,13 @@ class Request(web.BaseRequest):
     answer_headers: Mapping[str, str] = _OWN_HEADERS  # of one that never reached Dispatch, too
 
     is_answered = False
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether another request may follow on this connection."""
+        connection = self.protocol
+        is_retired = isinstance(connection, LimitedConnection) and connection.is_retired
+        return super().keep_alive and not is_retired
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         response.headers.update(self.answer_headers)
