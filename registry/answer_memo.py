@@ -19,6 +19,7 @@ from time import time
 
 from aiohttp import web
 
+from registry.auth.client_address import FORWARDED_FOR
 from registry.auth.guard import Guard
 from registry.auth.identity import Identity
 from registry.auth.policy import Policy
@@ -53,7 +54,7 @@ class Answer:
 
     Attributes:
         identity, policy: whom it was given to, and what allowed that.
-        path, agent: of the request, for the log.
+        path, agent, forwarded_for: of the request, for the log.
     """
 
     versions: Versions
@@ -63,6 +64,7 @@ class Answer:
     rest: bytes
     path: str
     agent: str
+    forwarded_for: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -147,6 +149,7 @@ class AnswerMemo:
             b"\r\n" + body,
             path=request.rel_url.raw_path,
             agent=request.headers.get("User-Agent", ""),
+            forwarded_for=tuple(request.headers.getall(FORWARDED_FOR, ())),
         )
         if answer.size > _ANSWER_SIZE_MAX or any(not self._version(key) for key, _ in versions):
             return

@@ -33,6 +33,7 @@ from registry.api.call import Call, Services
 from registry.api.hub import error_headers
 from registry.api.sending import SENT
 from registry.api.uploads import mount_source
+from registry.auth.client_address import FORWARDED_FOR, ClientAddresses
 from registry.auth.cross_site import refuse_other_sites
 from registry.auth.identity import Scope
 from registry.auth.policy import Action
@@ -92,6 +93,7 @@ class Dispatch:
         self._services = services
         self.memo = AnswerMemo(services.registry.backend, services.guard)
         config = services.config
+        self._addresses = ClientAddresses(config.limits.trustedproxies)
         self._in_flight = RequestsInFlight(config.limits, services.metrics.request_refused)
         self._prefix = config.http.prefix.rstrip("/")
         self._headers = _headers_of_answers(config.http.headers)
@@ -105,7 +107,8 @@ class Dispatch:
         offered = request.headers.get("X-Request-Id", "")
         identity = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(8)
         request_id.set(identity)
-        acting.set(Actor(address=request.remote or "", agent=request.headers.get("User-Agent", "")))
+        address = self._address_of(request)
+        acting.set(Actor(address=address, agent=request.headers.get("User-Agent", "")))
         request.answer_headers = self._headers | {"X-Request-Id": identity}
         target = self._target(request)
         label = LABELS[target.endpoint] if target is not None else "other"
@@ -114,7 +117,7 @@ class Dispatch:
         status = 499  # what a drain cuts off is not answered
         in_flight = self._in_flight.request()
         try:
-            response = await self._answer(request, target, in_flight)
+            response = await self._answer(request, target, address, in_flight)
             status = response.status
         finally:
             in_flight.end()
@@ -128,7 +131,7 @@ class Dispatch:
             )
             if self._access_log is not None:
                 self._access_log.record(
-                    remote=request.remote or "",
+                    remote=address,
                     method=request.method,
                     path=request.rel_url.raw_path,
                     status=status,
@@ -141,13 +144,13 @@ class Dispatch:
         return response
 
     async def _answer(
-        self, request: Request, target: Target | None, in_flight: RequestInFlight
+        self, request: Request, target: Target | None, address: str, in_flight: RequestInFlight
     ) -> web.StreamResponse:
         call: Call | None = None
         try:
             with translated():
                 if target is None or target.endpoint not in PROBES:
-                    in_flight.count_for_address(self._address_of(request))
+                    in_flight.count_for_address(self._in_flight.key_of(address))
                 call, route = self._find(request, target)
                 await self._let_in(call, route, in_flight)
                 response = await route.handler(call)
@@ -216,7 +219,9 @@ class Dispatch:
         metrics.request_finished("manifest", "GET", 200, seconds=0.0, received=0, sent=answer.size)
         if self._access_log is not None:
             self._access_log.record(
-                remote=str(peer[0]) if isinstance(peer, tuple) else "",
+                remote=self._addresses.address_of(
+                    str(peer[0]) if isinstance(peer, tuple) else "", answer.forwarded_for
+                ),
                 method="GET",
                 path=answer.path,
                 status=200,
@@ -232,8 +237,7 @@ class Dispatch:
         return target_of(path.removeprefix(self._prefix)) if path.startswith(self._prefix) else None
 
     def _address_of(self, request: Request) -> str:
-        forwarded_for = request.headers.getall("X-Forwarded-For", ())
-        return self._in_flight.address_of(request.remote or "", forwarded_for)
+        return self._addresses.address_of(request.remote or "", request.headers.getall(FORWARDED_FOR, ()))
 
     async def _let_in(self, call: Call, route: Route, in_flight: RequestInFlight) -> None:
         """Find out who asks, and whether they may. Before a byte of the body is read, or asked for.

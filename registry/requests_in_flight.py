@@ -7,19 +7,17 @@ beside another: it is not counted. Nor are questions about health, which must no
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
 from kitspec.errors import TooManyRequests
-from registry.auth.client_address import client_address
+from registry.auth.client_address import ClientAddresses
 from registry.config import Limits
 from registry.http_limits import address_group
 
-# To parse addresses costs several microseconds. A client can make as many as it likes, so there is a limit to both.
+# To parse addresses costs several microseconds.
 _REMEMBERED_MAX: Final = 1024
-_REMEMBERED_LENGTH_MAX: Final = 100
 
 
 class RequestsInFlight:
@@ -30,33 +28,18 @@ class RequestsInFlight:
     """
 
     def __init__(self, limits: Limits, on_refusal: Callable[[str], None]) -> None:
-        self._trusted = [ipaddress.ip_network(text) for text in limits.trustedproxies]
-        self._known_address = lru_cache(_REMEMBERED_MAX)(self._find_address)
+        self._addresses = ClientAddresses(limits.trustedproxies)
+        self._known_key = lru_cache(_REMEMBERED_MAX)(self._find_key)
         self._on_refusal = on_refusal
         self.addresses = Share("address", limits.requestsperaddress, "limits.requestsperaddress")
         self.users = Share("user", limits.requestsperuser, "limits.requestsperuser")
 
-    def address_of(self, peer: str, forwarded_for: Sequence[str]) -> str:
-        """Whom a request counts for, as for wrong passwords; "" where it counts for nobody: a trusted proxy that does not say.
+    def key_of(self, address: str) -> str:
+        """Whom a request from this address counts for, as for wrong passwords; "" for nobody: a trusted proxy that does not say."""
+        return self._known_key(address)
 
-        Args:
-            peer: of the connection; "" where there is none.
-            forwarded_for: its `X-Forwarded-For` fields.
-        """
-        if not self._trusted:
-            return address_group((peer,))
-        if sum(map(len, forwarded_for)) > _REMEMBERED_LENGTH_MAX:
-            return self._find_address(peer, tuple(forwarded_for))
-        return self._known_address(peer, tuple(forwarded_for))
-
-    def _find_address(self, peer: str, forwarded_for: tuple[str, ...]) -> str:
-        address = client_address(peer, forwarded_for, self._trusted)
-        group = address_group((address,))
-        return "" if group and self._is_trusted(group) else group
-
-    def _is_trusted(self, group: str) -> bool:
-        address = ipaddress.ip_address(group.partition("/")[0])
-        return any(address in network for network in self._trusted)
+    def _find_key(self, address: str) -> str:
+        return "" if self._addresses.is_proxy(address) else address_group((address,))
 
     def request(self) -> RequestInFlight:
         """One more, that counts for nobody yet. Whoever takes it ends it."""
@@ -111,15 +94,15 @@ class RequestInFlight:
         self._of = of
         self._counted: list[tuple[Share, str]] = []
 
-    def count_for_address(self, address: str) -> None:
+    def count_for_address(self, key: str) -> None:
         """
         Args:
-            address: of `address_of`.
+            key: of `key_of`.
 
         Raises:
             TooManyRequests: it has too many already; this one does not count.
         """
-        self._count(self._of.addresses, address)
+        self._count(self._of.addresses, key)
 
     def count_for_user(self, name: str) -> None:
         """

@@ -10,7 +10,6 @@ client would then ask for a password also where an anonymous token is enough.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from registry.auth import api_keys
 from registry.auth.api_keys import ApiKeys
 from registry.auth.auth_config import Clientcertificates
 from registry.auth.basic import WRONG, Passwords
-from registry.auth.client_address import client_address
+from registry.auth.client_address import FORWARDED_FOR, ClientAddresses
 from registry.auth.client_certificates import login_of_certificate
 from registry.auth.credential_memo import CredentialMemo
 from registry.auth.http_auth import (
@@ -80,7 +79,7 @@ class RequestAuthenticator:
         self._workload_issuers = workload_issuers
         self._certificates = certificates
         self._challenge = challenge
-        self._trusted = [ipaddress.ip_network(text) for text in trusted_proxies]
+        self._addresses = ClientAddresses(trusted_proxies)
         self._observer = observer
         self._memo = CredentialMemo()
         self._gate = RateGate(_LOGGED_PER_SECOND)
@@ -120,10 +119,8 @@ class RequestAuthenticator:
 
     def address_of(self, request: web.BaseRequest) -> str:
         """For whom wrong passwords are counted."""
-        peer = client_address(
-            request.remote or "", request.headers.getall("X-Forwarded-For", ()), self._trusted
-        )
-        return address_group((peer,)) if peer else ""
+        address = self._addresses.address_of(request.remote or "", request.headers.getall(FORWARDED_FOR, ()))
+        return address_group((address,)) if address else ""
 
     async def login(self, credentials: Credentials, address: str) -> Login:
         """Whoever these credentials are of.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kitspec.errors import TooManyRequests
+from registry.auth.client_address import ClientAddresses
 from registry.config import Config, Limits
 from registry.requests_in_flight import RequestsInFlight
 from tests.registry.auth.logins import basic, written
@@ -256,7 +257,9 @@ def test_no_limit_counts_nobody() -> None:
 def test_whom_a_request_counts_for(peer: str, forwarded_for: list[str], address: str) -> None:
     limits = Limits(trustedproxies=("10.0.0.0/8",))
 
-    assert RequestsInFlight(limits, lambda _: None).address_of(peer, forwarded_for) == address
+    client = ClientAddresses(limits.trustedproxies).address_of(peer, forwarded_for)
+
+    assert RequestsInFlight(limits, lambda _: None).key_of(client) == address
 
 
 def test_defaults_let_pass_what_one_address_can_have_connections_for() -> None:
