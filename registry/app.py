@@ -123,7 +123,7 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
     """What handlers share, with the tasks that keep it well.
 
     Args:
-        audit: where writes and logins are recorded.
+        audit: where writes, logins and the keys of users are recorded.
     """
     metrics = process_metrics()
     metrics.show_limits(config.limits)
@@ -214,6 +214,7 @@ async def services_of(config: Config, audit: AuditLog | None = None) -> AsyncIte
             slots=Slots(backend.source_appends_max),
             guard=guard,
             accounts=accounts,
+            audit=audit,
         )
 
 

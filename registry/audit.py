@@ -1,6 +1,8 @@
 """The audit log: who did what, in which repository, from where; one line of JSON each, in a file or on standard output.
 
     push, mount, delete     from the journal, with its words: the line is written before the change is acknowledged
+    apikey.created, apikey.revoked
+                            keys of users: by whom, and which; before that is acknowledged, too
     denied                  a request that was answered with 403
     login, login.refused    credentials that were checked; those that were remembered are not
 
@@ -115,12 +117,8 @@ class AuditLog:
         Args:
             path: as the client wrote it, without the query: that may hold a secret.
         """
-        login, actor = _login.get(), acting.get()
-        request = {
-            "actor": actor.name,
-            "address": actor.address,
-            "agent": actor.agent[:_TEXT_LENGTH_MAX],
-            "request": request_id.get(),
+        login = _login.get()
+        request = _who() | {
             "method": method[:_METHOD_LENGTH_MAX],
             "path": path[:_TEXT_LENGTH_MAX],
         }
@@ -133,6 +131,11 @@ class AuditLog:
                 self.record_refusal(now | {"action": "login.refused", "scheme": scheme} | request)
         if status == 403:
             self.record_refusal(now | {"action": "denied"} | request)
+
+    async def tell(self, action: str, **details: object) -> None:
+        """Record what the current request did and will acknowledge, that is no change of a repository; returns as `written`."""
+        self.record({"time": _timestamp(time.time()), "action": action} | details | _who())
+        await self.written()
 
     def record(self, document: dict[str, Any]) -> None:
         """Write a line soon; what is empty is left out."""
@@ -226,6 +229,17 @@ class AuditedLogins:
 
     def auth_source(self, source: str, *, is_stale: bool) -> None:
         self._observer.auth_source(source, is_stale=is_stale)
+
+
+def _who() -> dict[str, Any]:
+    """Who is behind the current request."""
+    actor = acting.get()
+    return {
+        "actor": actor.name,
+        "address": actor.address,
+        "agent": actor.agent[:_TEXT_LENGTH_MAX],
+        "request": request_id.get(),
+    }
 
 
 def _timestamp(seconds: float) -> str:

@@ -80,12 +80,17 @@ async def create_api_key(call: Call) -> web.StreamResponse:
         life_s=_wished(wish, "expires_in", int, None),
         scopes=_wished(wish, "scope", list, []),
     )
-    return _json(_described(key) | {"key": text}, status=201)
+    described = _described(key)
+    if call.services.audit is not None:
+        await call.services.audit.tell("apikey.created", key=key.id, scope=described["scope"])
+    return _json(described | {"key": text}, status=201)
 
 
 async def delete_api_key(call: Call) -> web.StreamResponse:
     """DELETE /v2/_modelkit/apikeys/<id>: nobody is let in with it any more."""
     await _api_keys(call).revoke(call.identity.name, call.argument)
+    if call.services.audit is not None:
+        await call.services.audit.tell("apikey.revoked", key=call.argument)
     return web.Response(status=204)
 
 

@@ -25,6 +25,7 @@ from registry.upload_sessions import Chunks
 from registry.views import Views
 
 if TYPE_CHECKING:
+    from registry.audit import AuditLog
     from registry.auth.accounts import Accounts
     from registry.config import Config
     from registry.health import Health
@@ -49,6 +50,7 @@ class Services:
     slots: Slots
     guard: Guard
     accounts: Accounts | None = None
+    audit: AuditLog | None = None
 
 
 class Query:

@@ -324,6 +324,35 @@ class TestRequests:
         (refused,) = await site.until("login.refused", 1)
         assert refused["path"] == "/v2/token"
 
+    async def test_an_api_key_that_is_made_and_one_that_is_taken_back(self, site: Site) -> None:
+        headers = ANN | {"Content-Type": "application/json", "X-Request-Id": "mine", "User-Agent": "test/1"}
+        wish = json.dumps({"label": "label-canary", "scope": ["repository:team/a:pull"]}).encode()
+        made = (await site.wire("POST", "/v2/_modelkit/apikeys", headers=headers, body=wish)).json()
+        target = f"/v2/_modelkit/apikeys/{made['id']}"
+        for status in (204, 404):
+            assert (await site.wire("DELETE", target, headers=headers)).status == status
+
+        wanted = {"key": made["id"], "actor": "ann", "address": "127.0.0.1", "agent": "test/1"}
+        (created,), (revoked,) = site.lines("apikey.created"), site.lines("apikey.revoked")
+        assert {name: created[name] for name in set(created) - {"time"}} == wanted | {
+            "action": "apikey.created",
+            "scope": ["repository:team/a:pull"],
+            "request": "mine",
+        }
+        assert {name: revoked[name] for name in set(revoked) - {"time"}} == wanted | {
+            "action": "apikey.revoked",
+            "request": "mine",
+        }
+        assert made["key"] not in site.path.read_text()
+
+    async def test_an_api_key_that_is_not_made_is_not_told(self, site: Site) -> None:
+        headers = ANN | {"Content-Type": "application/json"}
+        refused = await site.wire("POST", "/v2/_modelkit/apikeys", headers=headers, body=b'{"scope": ["x"]}')
+        assert refused.status == 400
+        await site.until("login", 1)
+
+        assert [line["action"] for line in lines_of(site.path)] == ["login"]
+
     async def test_a_request_is_not_taken_for_the_one_before_on_its_connection(self, site: Site) -> None:
         headers = "".join(f"{name}: {value}\r\n" for name, value in ANN.items())
         request = f"GET /v2/ HTTP/1.1\r\nHost: a\r\n{headers}\r\n".encode()
