@@ -15,10 +15,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from kitspec.errors import FilterInvalid
-from kitspec.path_glob import PathGlob
 from registry.auth.auth_config import Auth
-from registry.auth.policy_config import AccessControl
+from registry.auth.policy_config import AccessControl, checked_pattern
 from registry.config_types import (
     Address,
     Count,
@@ -384,11 +382,7 @@ class Quota(Section):
     @field_validator("repositories")
     @classmethod
     def _repositories_are_a_pattern(cls, value: str) -> str:
-        try:
-            PathGlob(value)
-        except FilterInvalid as error:
-            raise ValueError('should be a pattern of repositories, like "team/**"') from error
-        return value
+        return checked_pattern(value)
 
     @model_validator(mode="after")
     def _something_is_limited(self) -> Self:
@@ -442,6 +436,21 @@ class Config(Section):
             raise ValueError(
                 "http.accessControl names users, groups or a defaultPolicy, and nobody can log in: give auth, or say anonymousPolicy"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_can_be_in_a_group(self) -> Self:
+        access, auth = self.http.accessControl, self.auth
+        if access is None or auth is None:
+            return self
+        problems = [
+            f"http.accessControl.{key}: nobody can be in {name!r}: http.accessControl.groups has no such group, "
+            "and no auth.oidc with claimmapping.groups and a prefix that it begins with"
+            for key, name in access.named_groups()
+            if name not in access.groups and not auth.may_give_group(name)
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @property

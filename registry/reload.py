@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from registry.audit import STANDARD_OUTPUT
 from registry.auth.auth_config import Auth, Oidc, Token
 from registry.background import running
 from registry.config import Config
@@ -114,7 +115,7 @@ def followed_files(section: Section) -> Iterator[Path]:
 
 def file_problems(config: Config) -> tuple[str, ...]:
     """What is wrong with the files that `config` names, a line each with the path of the key. Blocks: it opens them all."""
-    problems = [*tls_problems(config.http.tls)]
+    problems = [*tls_problems(config.http.tls), *_audit_problems(config.log.audit)]
     for number, endpoint in enumerate(config.notifications.endpoints):
         if endpoint.secret_file is not None:
             problems += _problem(
@@ -126,6 +127,21 @@ def file_problems(config: Config) -> tuple[str, ...]:
     if config.auth is not None:
         problems += _auth_problems(config.auth)
     return tuple(problems)
+
+
+def _audit_problems(path: Path | None) -> Iterator[str]:
+    """What would end the start; nothing is created."""
+    if path is None or path == STANDARD_OUTPUT:
+        return
+    if path.is_dir():
+        yield f"log.audit: {path} is a folder"
+    elif path.exists():
+        if not os.access(path, os.W_OK):
+            yield f"log.audit: {path} cannot be written"
+    elif not path.parent.is_dir():
+        yield f"log.audit: the folder of {path} is not there"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        yield f"log.audit: {path} cannot be made in its folder"
 
 
 def _auth_problems(auth: Auth) -> Iterator[str]:

@@ -176,6 +176,15 @@ class Auth(Section):
             raise ValueError("should have another token.issuer than those of oidc")
         return self
 
+    def may_give_group(self, name: str) -> bool:
+        """Whether somebody who logs in could be in this group by what their provider says."""
+        return any(
+            provider.claimmapping.groups is not None
+            and name.startswith(provider.prefix)
+            and name != provider.prefix
+            for provider in self.oidc
+        )
+
     def problems(self, *, host: str | None, has_client_cas: bool) -> Iterator[str]:
         """What is wrong together with the section `http`.
 

@@ -7,10 +7,13 @@ Source: zot's examples/README.md, "Identity-based Authorization".
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from kitspec.errors import FilterInvalid
+from kitspec.path_glob import PathGlob
 from registry.config_types import Section
 
 ActionName = Literal["read", "create", "update", "delete", "detectManifestCollision"]
@@ -20,6 +23,26 @@ Name = Annotated[str, Field(min_length=1)]
 
 # What a repository's name is made of, and what stands for it. Anything else would match no repository, in silence.
 _PATTERN = re.compile(r"[a-z0-9*?\[](?:[a-z0-9._*?\[\]!^/-]*[a-z0-9*?\]])?", re.ASCII)
+
+
+def checked_pattern(pattern: str) -> str:
+    """`pattern`, of repositories' names, if one of them could match it.
+
+    Raises:
+        ValueError: none can.
+    """
+    try:
+        PathGlob(pattern)
+    except FilterInvalid:
+        is_glob = False
+    else:
+        is_glob = True
+    if not is_glob or not _PATTERN.fullmatch(pattern) or "//" in pattern:
+        raise ValueError(
+            f"should have patterns of repositories' names, like team/** or */llm, not {pattern!r}: "
+            "names are in lower case and neither begin nor end with a slash; there are no {a,b}: give each an entry of its own"
+        )
+    return pattern
 
 
 class Group(Section):
@@ -97,12 +120,18 @@ class AccessControl(Section):
     @classmethod
     def _patterns_can_match(cls, value: dict[str, Repositories]) -> dict[str, Repositories]:
         for pattern in value:
-            if not _PATTERN.fullmatch(pattern) or "//" in pattern:
-                raise ValueError(
-                    f"should have patterns of repositories' names, like team/** or */llm, not {pattern!r}: "
-                    "names are in lower case and neither begin nor end with a slash; there are no {a,b}: give each an entry of its own"
-                )
+            checked_pattern(pattern)
         return value
+
+    def named_groups(self) -> Iterator[tuple[str, Name]]:
+        """Each group that something is allowed to, after the path of the key that says so."""
+        for pattern, rules in self.repositories.items():
+            for number, policy in enumerate(rules.policies):
+                yield from (
+                    (f"repositories.{pattern}.policies.{number}.groups", name) for name in policy.groups
+                )
+        yield from (("adminPolicy.groups", name) for name in self.adminPolicy.groups)
+        yield from (("metrics.groups", name) for name in self.metrics.groups)
 
     @property
     def names_anybody(self) -> bool:

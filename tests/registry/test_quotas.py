@@ -592,11 +592,14 @@ async def test_what_is_announced_and_too_much_is_403_before_it_is_sent(serve: Se
         {"repositories": "team/**"},
         {"repositories": "", "tags": 1},
         {"repositories": "../x", "tags": 1},
+        {"repositories": "Team/**", "tags": 1},
+        {"repositories": "a//b", "tags": 1},
+        {"repositories": "{a,b}/**", "tags": 1},
         {"repositories": "team/**", "size": 0},
         {"repositories": "team/**", "tags": 0},
         {"tags": 1},
     ],
 )
-def test_a_quota_that_says_nothing_is_refused(quota: dict[str, Any]) -> None:
+def test_a_quota_that_says_nothing_or_of_nothing_is_refused(quota: dict[str, Any]) -> None:
     with pytest.raises((ConfigInvalid, ValueError), match="quotas"):
         Config.model_validate({"quotas": [quota]})

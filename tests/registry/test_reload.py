@@ -378,6 +378,35 @@ def test_verify_opens_what_the_file_names_and_tells_every_problem_with_its_key(t
     }
 
 
+@pytest.mark.parametrize(
+    "path", ["absent/audit.log", "file/audit.log", "folder", "locked/audit.log", "read-only"]
+)
+def test_an_audit_log_that_could_not_be_written_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    for folder in ("folder", "locked"):
+        (tmp_path / folder).mkdir()
+    for file in ("file", "read-only"):
+        (tmp_path / file).touch()
+    # As root every folder can be written.
+    locked = {tmp_path / "locked", tmp_path / "read-only"}
+    monkeypatch.setattr("registry.reload.os.access", lambda path, _: path not in locked)
+    before = sorted(tmp_path.rglob("*"))
+
+    (problem,) = file_problems(Config.model_validate({"log": {"audit": str(tmp_path / path)}}))
+
+    assert problem.startswith("log.audit: ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("path", ["stdout", "/dev/null", "{}/audit.log", "{}/file"])
+def test_an_audit_log_that_can_be_written_is_none_and_not_made_yet(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").touch()
+
+    assert file_problems(Config.model_validate({"log": {"audit": path.format(tmp_path)}})) == ()
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_reload_refuses_what_verify_refuses(tmp_path: Path) -> None:
     running = Config()
     file = tmp_path / "config.yml"

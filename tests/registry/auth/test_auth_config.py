@@ -1,5 +1,6 @@
 """The section `auth`: what carries over from Distribution, and what is refused with its reason."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,42 @@ def test_the_example_of_the_manual_is_a_configuration(tmp_path: Path) -> None:
     document = yaml.safe_load("\n".join(section))
 
     assert set(document["auth"]) == set(Auth.model_fields)
+
+
+POLICY = """
+http:
+  accessControl:
+    groups: {ops: {users: [olga]}}
+    repositories: {'team/**': {policies: [{groups: [ops, mll], actions: [read]}]}}
+    adminPolicy: {groups: [oops], actions: [delete]}
+    metrics: {groups: [ops]}
+"""
+
+
+def test_a_group_that_nobody_can_be_in_is_refused_by_the_path_of_its_key(tmp_path: Path) -> None:
+    text = problem(tmp_path, POLICY + "auth: {htpasswd: {path: /x}}\n")
+
+    assert "http.accessControl.repositories.team/**.policies.0.groups: nobody can be in 'mll'" in text
+    assert "http.accessControl.adminPolicy.groups: nobody can be in 'oops'" in text
+    assert "'ops'" not in text
+
+
+@pytest.mark.parametrize(
+    ("mapping", "prefix", "refused"),
+    [
+        ("{}", "''", ["mll", "oops"]),
+        ("{groups: teams}", "''", []),
+        ("{groups: teams}", "m", ["oops"]),
+        ("{groups: teams}", "mll", ["mll", "oops"]),
+    ],
+)
+def test_a_group_that_a_provider_may_give_is_none(
+    tmp_path: Path, mapping: str, prefix: str, refused: list[str]
+) -> None:
+    provider = f"{{issuer: 'https://ci', audiences: [r], claimmapping: {mapping}, prefix: {prefix}}}"
+    text = POLICY + f"auth: {{oidc: [{provider}]}}\n"
+
+    if refused:
+        assert re.findall(r"nobody can be in '(\w+)'", problem(tmp_path, text)) == refused
+    else:
+        loaded(tmp_path, text)

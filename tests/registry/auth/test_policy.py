@@ -365,6 +365,7 @@ REFUSED = {
     "a pattern with a slash at its end": ({"repositories": {"team/": {}}}, "slash"),
     "a pattern with a slash at its head": ({"repositories": {"/team/**": {}}}, "slash"),
     "alternatives": ({"repositories": {"{a,b}/**": {}}}, "an entry of its own"),
+    "a pattern that leads out": ({"repositories": {"team/../b": {}}}, "patterns"),
     "no pattern": ({"repositories": {"": {}}}, "patterns"),
     "somebody who updates metrics": ({"metrics": {"anonymousPolicy": ["update"]}}, "read"),
 }
@@ -383,7 +384,7 @@ def test_a_mistake_in_the_file_is_refused_and_said(what: str) -> None:
     [
         {"repositories": {"a": {"defaultPolicy": ["read"]}}},
         {"repositories": {"a": {"policies": [{"users": ["u"], "actions": ["read"]}]}}},
-        {"adminPolicy": {"groups": ["g"], "actions": ["read"]}},
+        {"groups": {"g": {"users": ["u"]}}, "adminPolicy": {"groups": ["g"], "actions": ["read"]}},
         {"metrics": {"users": ["u"]}},
     ],
     ids=range(4),
