@@ -73,10 +73,12 @@ class ConfigInvalid(Exception):
 
     Attributes:
         problems: one line each, beginning with the path of the key or the name of the source.
+        files: that the configuration names, as far as it was understood; with another content it may be good.
     """
 
-    def __init__(self, problems: Iterable[str]) -> None:
+    def __init__(self, problems: Iterable[str], *, files: Iterable[Path] = ()) -> None:
         self.problems = tuple(problems)
+        self.files = tuple(files)
         super().__init__("\n".join(self.problems))
 
 
@@ -107,7 +109,7 @@ def load_config(
     _apply_environment(tree, environ or {}, problems, warnings)
     for dotted, value in (overrides or {}).items():
         _apply_override(tree, dotted, value)
-    _read_secret_files(tree, problems)
+    files = _read_secret_files(tree, problems)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -115,7 +117,7 @@ def load_config(
     else:
         if not problems:
             return LoadedConfig(config, tuple(warnings))
-    raise ConfigInvalid(dict.fromkeys(problems))
+    raise ConfigInvalid(dict.fromkeys(problems), files=files)
 
 
 def json_schema() -> dict[str, Any]:
@@ -285,23 +287,26 @@ def _apply_override(tree: Tree, dotted: str, value: object) -> None:
 
 def _read_secret_files(
     tree: object, problems: list[str], section: type[Section] = Config, path: str = ""
-) -> None:
-    """Put the first line of the file that `<key>_file` names under `<key>`."""
+) -> list[Path]:
+    """Put the first line of the file that `<key>_file` names under `<key>`; answers which files those are."""
+    files: list[Path] = []
     if not isinstance(tree, dict):
-        return
+        return files
     for name, field in section.model_fields.items():
         annotation = _without_none(field.annotation)
         if isinstance(annotation, type) and issubclass(annotation, Section):
-            _read_secret_files(tree.get(name), problems, annotation, f"{path}{name}.")
+            files += _read_secret_files(tree.get(name), problems, annotation, f"{path}{name}.")
         elif annotation is SecretStr and isinstance(tree.get(f"{name}_file"), str | Path):
             if tree.get(name) is not None:
                 problems.append(f"{path}{name}: stands beside {name}_file; one of them is enough")
                 continue
+            files.append(Path(tree[f"{name}_file"]))
             try:
-                tree[name] = Path(tree[f"{name}_file"]).read_text(encoding="utf-8").rstrip("\r\n")
+                tree[name] = files[-1].read_text(encoding="utf-8").rstrip("\r\n")
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
                 problems.append(f"{path}{name}_file: cannot be read: {reason}")
+    return files
 
 
 def _describe(details: ErrorDetails) -> str:

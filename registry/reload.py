@@ -2,9 +2,10 @@
 
 The application is built anew beside the one that serves (a *generation*), on the same listening socket. Once it answers,
 the one before accepts nothing more, finishes what is under way however long that takes, and ends. A configuration that
-cannot be used changes nothing: every problem is logged with the path of its key.
+cannot be used changes nothing: every problem is logged with the path of its key, once.
 
-What is followed here: the configuration file, and what it names by `…_file`, `cafile` and `clientcas`. Users, keys of
+What is followed here: the configuration file, and what it names by `…_file`, `cafile` and `clientcas`; after a refusal all files that the
+refused configuration names, for one that is put right may be all that it takes. Users, keys of
 issuers and the certificate of the port are followed by what uses them (auth/watched_file.py, tls.py), at less cost.
 """
 
@@ -15,7 +16,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -74,6 +75,9 @@ class ConfigSource:
         self._path = path
         self._environ = environ
         self._overrides = overrides
+        self._files_refused: tuple[Path, ...] = ()
+        self._told: frozenset[str] = frozenset()
+        self._told_of: _Signature = None
         self._seen = self._signatures(running)
 
     def has_changed(self, running: Config) -> bool:
@@ -89,17 +93,34 @@ class ConfigSource:
         Raises:
             ConfigInvalid: with every problem.
         """
+        # Before anything is read: what changes meanwhile is seen later. A file that nobody knew of is seen as changed, once.
         self._seen = self._signatures(running)
-        loaded = load_config(self._path, environ=self._environ, overrides=self._overrides)
-        if problems := file_problems(loaded.config):
-            raise ConfigInvalid(problems)
+        try:
+            loaded = load_config(self._path, environ=self._environ, overrides=self._overrides)
+            if problems := file_problems(loaded.config):
+                raise ConfigInvalid(problems, files=named_files(loaded.config))  # noqa: TRY301 - as what load_config finds
+        except ConfigInvalid as error:
+            self._files_refused = error.files
+            raise
+        self._files_refused, self._told = (), frozenset()
         for warning in loaded.warnings:
             log_event(logger, logging.WARNING, "config.warning", problem=warning)
         return kept_until_restart(running, loaded.config)
 
+    def untold(self, problems: Sequence[str]) -> list[str]:
+        """Those of the problems of the last `load` that were not told before, of this very configuration file."""
+        own = self._seen[self._path] if self._path is not None else None
+        told = self._told if own == self._told_of else frozenset()
+        self._told, self._told_of = frozenset(problems), own
+        return [problem for problem in problems if problem not in told]
+
+    def tell_again(self) -> None:
+        """Somebody asked for a reload, and wants to hear what comes of it."""
+        self._told = frozenset()
+
     def _signatures(self, config: Config) -> dict[Path, _Signature]:
         own = [self._path] if self._path is not None else []
-        return {path: _signature(path) for path in [*own, *followed_files(config)]}
+        return {path: _signature(path) for path in [*own, *followed_files(config), *self._files_refused]}
 
 
 def followed_files(section: Section) -> Iterator[Path]:
@@ -111,6 +132,24 @@ def followed_files(section: Section) -> Iterator[Path]:
                 yield from followed_files(item)
             elif isinstance(item, Path) and (name.endswith("file") or name == "clientcas"):
                 yield item
+
+
+def named_files(config: Config) -> Iterator[Path]:
+    """What `file_problems` looks at, and no more."""
+    yield from followed_files(config)
+    tls, auth, audit = config.http.tls, config.auth, config.log.audit
+    yield from (path for path in (tls.certificate, tls.key) if path is not None)
+    if audit is not None and audit != STANDARD_OUTPUT:
+        yield from (audit, audit.parent)
+    if auth is None:
+        return
+    if auth.htpasswd is not None:
+        yield auth.htpasswd.path
+    if auth.token is not None and auth.token.rootcertbundle is not None:
+        yield auth.token.rootcertbundle
+    for issuer in (*((auth.token,) if auth.token is not None else ()), *auth.oidc):
+        if isinstance(issuer.jwks, Path):
+            yield issuer.jwks
 
 
 def file_problems(config: Config) -> tuple[str, ...]:
@@ -186,7 +225,7 @@ def _signature(path: Path) -> _Signature:
     """Different whenever the content may be; symlinks are followed, and their swap is another inode."""
     try:
         status = os.stat(path)  # noqa: PTH116 - one call, as cheap as can be
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name that no file can have
         return None
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
@@ -233,7 +272,7 @@ def reloaded(source: ConfigSource | None, running: Config) -> Config | None:
     try:
         return source.load(running)
     except ConfigInvalid as error:
-        for problem in error.problems:
+        for problem in source.untold(error.problems):
             log_event(
                 logger, logging.ERROR, "reload.refused", problem=problem, effect="nothing has been changed"
             )
@@ -278,6 +317,12 @@ class Generations:
         self._woken.set()
 
     def reload(self) -> None:
+        """Somebody asks for it."""
+        if self._source is not None:
+            self._source.tell_again()
+        self._want_reload()
+
+    def _want_reload(self) -> None:
         self._is_reload_wanted = True
         self._woken.set()
 
@@ -310,7 +355,7 @@ class Generations:
         while self._source is not None:
             await asyncio.sleep(LOOK_INTERVAL_S)
             if await asyncio.to_thread(self._source.has_changed, self.config):
-                self.reload()
+                self._want_reload()
 
     def _begin(self, config: Config, ready: Callable[[], None]) -> _Generation:
         retire = asyncio.Event()

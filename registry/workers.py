@@ -339,6 +339,8 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             for number in self._wake_read.recv(4096):
                 if number == signal.SIGHUP:
+                    if self._source is not None:
+                        self._source.tell_again()
                     self._reload()
                 elif number == signal.SIGINT and self._stopping:
                     self._kill_all(EXIT_INTERRUPTED)

@@ -39,8 +39,8 @@ class Registry:
     folder: Path
     port: int = 0
 
-    def configure(self, **http: Any) -> None:
-        configure(self.folder, **http)
+    def configure(self, **settings: Any) -> None:
+        configure(self.folder, **settings)
 
     def header(self) -> str | None:
         """The value of X-Generation in an answer."""
@@ -77,9 +77,9 @@ class Registry:
         return False
 
 
-def configure(folder: Path, **http: Any) -> None:
+def configure(folder: Path, *, auth: dict[str, Any] | None = None, **http: Any) -> None:
     """Put another file in the place of the configuration, at once."""
-    tree = {
+    tree = ({} if auth is None else {"auth": auth}) | {
         "storage": {"filesystem": {"rootdirectory": str(folder / "store")}, "durability": "none"},
         "http": {"addr": "127.0.0.1:0", "draintimeout": 5, **http},
     }
@@ -164,6 +164,19 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_every_problem_is_logged(
     assert registry.logged("http.prefix: should begin and end with a slash")
     assert registry.logged("http.nonsense: unknown key")
     assert registry.header() == "1"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_was_missing_is_taken_over_when_it_comes(start: Start, workers: int) -> None:
+    registry = start(workers)
+    users = registry.folder / "htpasswd"
+
+    registry.configure(headers={"X-Generation": "2"}, auth={"htpasswd": {"path": str(users)}})
+    assert registry.logged("reload.refused")
+    users.touch()
+
+    assert registry.logged("reload.done", workers)
+    assert (registry.folder / "log").read_text().count("reload.refused") == 1
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -415,6 +428,81 @@ def test_a_reload_refuses_what_verify_refuses(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigInvalid, match=r"auth\.htpasswd\.path: .* cannot be read"):
         source.load(running)
+
+
+def refused_for(tmp_path: Path, tree: dict[str, Any]) -> tuple[ConfigSource, Path]:
+    """A source that was refused, and the configuration file."""
+    file = tmp_path / "config.yml"
+    file.write_text(json.dumps(tree))
+    source = ConfigSource(Config(), file, environ={}, overrides={})
+    assert reloaded(source, Config()) is None
+    return source, file
+
+
+def until_still(source: ConfigSource) -> None:
+    """Look, and try again where something has changed, as the loop does; a refusal is tried once more and no oftener."""
+    for _ in range(2):
+        if source.has_changed(Config()):
+            assert reloaded(source, Config()) is None
+    assert not source.has_changed(Config())
+
+
+@pytest.mark.parametrize(
+    ("key", "tree"),
+    [
+        ("auth.htpasswd.path", {"auth": {"htpasswd": {"path": "{}"}}}),
+        ("http.secret_file", {"http": {"secret_file": "{}"}}),
+        ("log.audit", {"log": {"audit": "{}/audit.log"}}),
+    ],
+)
+def test_files_of_a_configuration_that_was_refused_are_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, tree: dict[str, Any]
+) -> None:
+    missing = tmp_path / "missing"
+    source, _ = refused_for(tmp_path, json.loads(json.dumps(tree).replace("{}", str(missing))))
+    until_still(source)
+    assert [record.fields["problem"].partition(": ")[0] for record in caplog.records] == [key]  # type: ignore[attr-defined]
+
+    if key == "log.audit":
+        missing.mkdir()
+    else:
+        missing.write_text("")
+
+    assert source.has_changed(Config())
+    assert reloaded(source, Config()) is not None
+
+
+def test_a_problem_is_told_once_until_somebody_asks_or_the_file_is_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    users = tmp_path / "users"
+    tree = {"auth": {"htpasswd": {"path": str(users)}}, "log": {"audit": str(tmp_path / "absent" / "a")}}
+    source, file = refused_for(tmp_path, tree)
+
+    def told() -> int:
+        count = caplog.text.count("reload.refused")
+        caplog.clear()
+        return count
+
+    assert told() == 2
+    until_still(source)
+    assert told() == 0
+    users.write_text("alice:plain\n")  # another problem of the same file
+    until_still(source)
+    assert told() == 1
+    source.tell_again()
+    until_still(source)
+    assert reloaded(source, Config()) is None
+    assert told() == 2
+    file.write_text(json.dumps(tree | {"http": {"relativeurls": True}}))
+    until_still(source)
+    assert told() == 2
+
+
+def test_a_name_that_no_file_can_have_is_a_problem_and_no_more(tmp_path: Path) -> None:
+    source, _ = refused_for(tmp_path, {"http": {"secret_file": "a\0b"}})
+
+    until_still(source)
 
 
 def test_a_configuration_without_files_has_no_problem_with_them() -> None:
