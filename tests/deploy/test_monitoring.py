@@ -77,6 +77,12 @@ def test_every_metric_and_label_that_is_asked_for_is_there(expression: str) -> N
         assert set(re.split(r",\s*", grouping)) <= labels
 
 
+@pytest.mark.parametrize("name", ["modelreg_requests_refused_total", "registry_notifications_pending_total"])
+def test_what_is_turned_away_and_what_waits_has_a_panel_and_an_alert(name: str) -> None:
+    assert any(name in expression for expression in dashboard_expressions())
+    assert any(name in expression for expression in alert_expressions())
+
+
 def test_panels_do_not_lie_on_one_another() -> None:
     taken: set[tuple[int, int]] = set()
 
