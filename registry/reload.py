@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,15 +173,20 @@ def _audit_problems(path: Path | None) -> Iterator[str]:
     """What would end the start; nothing is created."""
     if path is None or path == STANDARD_OUTPUT:
         return
-    if path.is_dir():
-        yield f"log.audit: {path} is a folder"
-    elif path.exists():
-        if not os.access(path, os.W_OK):
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            yield f"log.audit: the folder of {path} is not there"
+        elif not os.access(path.parent, os.W_OK | os.X_OK):
+            yield f"log.audit: {path} cannot be made in its folder"
+    except OSError as error:
+        yield f"log.audit: {path} cannot be reached: {error.strerror or error}"
+    else:
+        if stat.S_ISDIR(mode):
+            yield f"log.audit: {path} is a folder"
+        elif not os.access(path, os.W_OK):
             yield f"log.audit: {path} cannot be written"
-    elif not path.parent.is_dir():
-        yield f"log.audit: the folder of {path} is not there"
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
-        yield f"log.audit: {path} cannot be made in its folder"
 
 
 def _auth_problems(auth: Auth) -> Iterator[str]:

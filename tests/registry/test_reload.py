@@ -392,7 +392,7 @@ def test_verify_opens_what_the_file_names_and_tells_every_problem_with_its_key(t
 
 
 @pytest.mark.parametrize(
-    "path", ["absent/audit.log", "file/audit.log", "folder", "locked/audit.log", "read-only"]
+    "path", ["absent/audit.log", "file/audit.log", "folder", "locked/audit.log", "read-only", "x" * 300]
 )
 def test_an_audit_log_that_could_not_be_written_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
