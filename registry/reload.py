@@ -79,14 +79,16 @@ class ConfigSource:
         self._files_refused: tuple[Path, ...] = ()
         self._told: frozenset[str] = frozenset()
         self._told_of: _Signature = None
-        self._seen = self._signatures(running)
+        self._loaded = self._seen = self._signatures(running)
 
     def has_changed(self, running: Config) -> bool:
-        """Whether a file is another one than when this was asked, or all was loaded, last. Blocks."""
-        seen = self._signatures(running)
-        changed = seen != self._seen
+        """Whether a file is another one than when all was loaded last, and no longer being written: as it was at the last look. Blocks."""
+        seen, before = self._signatures(running), self._seen
         self._seen = seen
-        return changed
+        if seen != before or seen == self._loaded:
+            return False
+        self._loaded = seen
+        return True
 
     def load(self, running: Config) -> Config:
         """What is configured now, but for what only a restart can change, which is logged. Blocks.
@@ -95,10 +97,10 @@ class ConfigSource:
             ConfigInvalid: with every problem.
         """
         # Before anything is read: what changes meanwhile is seen later. A file that nobody knew of is seen as changed, once.
-        self._seen = self._signatures(running)
+        self._loaded = self._seen = self._signatures(running)
         try:
             loaded = load_config(self._path, environ=self._environ, overrides=self._overrides)
-            if problems := file_problems(loaded.config):
+            if problems := (*opened_to_all(running, loaded.config), *file_problems(loaded.config)):
                 raise ConfigInvalid(problems, files=named_files(loaded.config))  # noqa: TRY301 - as what load_config finds
         except ConfigInvalid as error:
             self._files_refused = error.files
@@ -110,7 +112,7 @@ class ConfigSource:
 
     def untold(self, problems: Sequence[str]) -> list[str]:
         """Those of the problems of the last `load` that were not told before, of this very configuration file."""
-        own = self._seen[self._path] if self._path is not None else None
+        own = self._loaded[self._path] if self._path is not None else None
         told = self._told if own == self._told_of else frozenset()
         self._told, self._told_of = frozenset(problems), own
         return [problem for problem in problems if problem not in told]
@@ -234,6 +236,17 @@ def _signature(path: Path) -> _Signature:
     except (OSError, ValueError):  # the latter for a name that no file can have
         return None
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def opened_to_all(running: Config, wanted: Config) -> Iterator[str]:
+    """Blocks that guard the registry and are gone. A file that was cut off, by a full disk perhaps, must not open it."""
+    sections = {
+        "auth": (running.auth, wanted.auth),
+        "http.accessControl": (running.http.accessControl, wanted.http.accessControl),
+    }
+    for key, (before, after) in sections.items():
+        if before is not None and after is None:
+            yield f"{key}: is gone, and without it more is allowed; restart if that is wanted"
 
 
 def kept_until_restart(running: Config, wanted: Config) -> Config:

@@ -349,10 +349,65 @@ def test_a_secret_in_a_file_is_followed_by_its_content_also_through_a_symlink(tm
     (tmp_path / "next").symlink_to("two")
     (tmp_path / "next").replace(tmp_path / "data")
 
-    assert (before, source.has_changed(running), source.has_changed(running)) == (False, True, False)
+    looks = [source.has_changed(running) for _ in range(3)]
+    assert (before, *looks) == (False, False, True, False)
     secret = source.load(running).http.secret
     assert secret is not None
     assert secret.get_secret_value() == "two"
+
+
+def test_a_file_that_is_being_written_is_read_when_it_has_come_to_rest(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text("log: {level: info}")
+    running = load_config(file).config
+    source = ConfigSource(running, file, environ={}, overrides={})
+
+    looks = []
+    for text in ("", "log:", "log: {level: ", "log: {level: warn}", "log: {level: warn}"):
+        if file.read_text() != text:
+            file.write_text(text)
+        looks.append(source.has_changed(running))
+
+    assert looks == [False, False, False, False, True]
+
+
+_GUARDED: dict[str, Any] = {
+    "auth": {"apikeys": {}, "htpasswd": {"path": "{}"}},
+    "http": {
+        "accessControl": {"repositories": {"**": {"policies": [{"users": ["ann"], "actions": ["read"]}]}}}
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("left", "problems"),
+    [
+        ({}, ["auth", "http.accessControl"]),
+        (
+            {
+                "http": _GUARDED["http"]
+                | {"accessControl": {"repositories": {"**": {"anonymousPolicy": ["read"]}}}}
+            },
+            ["auth"],
+        ),
+        ({"auth": _GUARDED["auth"]}, ["http.accessControl"]),
+    ],
+)
+def test_a_reload_opens_the_registry_to_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left: dict[str, Any], problems: list[str]
+) -> None:
+    htpasswd, file = tmp_path / "htpasswd", tmp_path / "config.yml"
+    htpasswd.write_text("")
+    file.write_text(json.dumps(_GUARDED).replace('"{}"', json.dumps(str(htpasswd))))
+    running = load_config(file).config
+    source = ConfigSource(running, file, environ={}, overrides={})
+    file.write_text(json.dumps(left).replace('"{}"', json.dumps(str(htpasswd))))
+
+    assert reloaded(source, running) is None
+    assert [record.fields["problem"].partition(": ")[0] for record in caplog.records] == problems  # type: ignore[attr-defined]
+
+    file.write_text(json.dumps(_GUARDED).replace('"{}"', json.dumps(str(htpasswd))))
+    assert reloaded(source, running) is not None
 
 
 def test_files_that_something_else_follows_reload_nothing() -> None:
@@ -441,7 +496,7 @@ def refused_for(tmp_path: Path, tree: dict[str, Any]) -> tuple[ConfigSource, Pat
 
 def until_still(source: ConfigSource) -> None:
     """Look, and try again where something has changed, as the loop does; a refusal is tried once more and no oftener."""
-    for _ in range(2):
+    for _ in range(4):
         if source.has_changed(Config()):
             assert reloaded(source, Config()) is None
     assert not source.has_changed(Config())
@@ -466,9 +521,9 @@ def test_files_of_a_configuration_that_was_refused_are_followed(
     if key == "log.audit":
         missing.mkdir()
     else:
-        missing.write_text("")
+        missing.write_text("" if key == "auth.htpasswd.path" else "a secret of some length")
 
-    assert source.has_changed(Config())
+    assert [source.has_changed(Config()) for _ in range(2)] == [False, True]
     assert reloaded(source, Config()) is not None
 
 
