@@ -40,7 +40,11 @@ _HELPER_OUTPUT_MAX = 64 * 1024
 # A pipe takes so much, in any characters, though nobody reads it.
 _HELPER_REQUEST_MAX = 16 * 1024
 _FILE_SIZE_MAX = 4 * 1024 * 1024
-_NOT_FOUND = "credentials not found in native keychain"
+# What every helper of Docker says, and macOS's own words, which its helper passes on when it erases.
+_NOT_FOUND = frozenset(
+    {"credentials not found in native keychain", "The specified item could not be found in the keychain."}
+)
+_SHOWN_LENGTH_MAX = 200
 # The Username by which a helper says that its Secret is an identity token.
 _TOKEN_USER = "<token>"  # noqa: S105
 
@@ -134,13 +138,28 @@ class CredentialFile:
         await self._run_helper(helper, "store", json.dumps(request))
 
     async def erase(self, host: str) -> None:
-        """Forget a host. Not an error when nothing is known of it."""
+        """Forget a host. Not an error when nothing is known of it.
+
+        Raises:
+            CredentialsUnusable: the file or the helper it names is broken, or the helper did not erase it; what the
+                file itself had is gone then all the same.
+        """
         host = canonical_host(host)
         document = await asyncio.to_thread(self._read)
         helper = self._helper(document, host)
-        if helper is not None:
-            await self._run_helper(helper, "erase", _key(host))
-        await asyncio.to_thread(self._change, lambda _: None, host)
+        try:
+            if helper is not None:
+                await self._run_helper(helper, "erase", _key(host))
+        finally:
+            await asyncio.to_thread(self._change, lambda _: None, host)
+
+    async def origin(self, host: str) -> str | None:
+        """Where `get` finds a credential, in words: this file, or the helper that it names. None: it finds none."""
+        host = canonical_host(host)
+        if await self.get(host) is None:
+            return None
+        helper = self._helper(await asyncio.to_thread(self._read), host)
+        return str(self.path) if helper is None else f"docker-credential-{helper}, which {self.path} names"
 
     # ---- the file
 
@@ -278,9 +297,18 @@ class CredentialFile:
             )
         if status == 0:
             return output
-        if action == "erase" or output.decode(errors="replace").strip() == _NOT_FOUND:
+        said = output.decode(errors="replace").strip()
+        if said in _NOT_FOUND:
             return None
-        raise CredentialsUnusable(f"docker-credential-{helper} {action} failed with status {status}")
+        failed = f"docker-credential-{helper} {action} failed with status {status}"
+        if action == "erase":
+            # Shown for this action only, which gives a helper no secret and asks it for none.
+            words = f"said {said[:_SHOWN_LENGTH_MAX]!a}" if said else "said nothing"
+            raise CredentialsUnusable(
+                f"{failed} and {words}: it may still have the credential of {request}; "
+                "mend that and log out again, or remove it there"
+            )
+        raise CredentialsUnusable(failed)
 
     def _converse(self, helper: str, action: str, request: str) -> tuple[int, bytes]:
         """Run the helper; its status, and its output up to one byte over the limit."""
@@ -334,6 +362,10 @@ class Credentials:
     async def erase(self, host: str) -> None:
         """Forget a host in our own file; Docker's is Docker's."""
         await self._own.erase(host)
+
+    async def origin(self, host: str) -> str | None:
+        """Where `get` finds a credential, in words; None: it finds none."""
+        return await self._own.origin(host) or await self._docker.origin(host)
 
 
 def _without_waiting(path: str, flags: int) -> int:

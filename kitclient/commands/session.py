@@ -77,9 +77,22 @@ async def logout(app: Application, registry: str) -> None:
     kitclient logout registry.example.com
     """
     from kitclient.credentials import canonical_host
+    from kitclient.errors import CredentialsUnusable
 
-    await app.stores.credentials().erase(canonical_host(registry))
+    host, credentials = canonical_host(registry), app.stores.credentials()
+    await credentials.erase(host)
     app.console.info(f"Successfully logged out from {registry}")
+    try:
+        origin = await credentials.origin(host)
+    except CredentialsUnusable as error:
+        app.console.warn(f"whether there is another credential for {host} cannot be told: {error}")
+        return
+    if origin is not None:
+        # Docker's file is only read here, and asked after our own.
+        app.console.warn(
+            f"a credential for {host} is still found in {origin}, and is used from now on; "
+            "if it is Docker's, `docker logout` removes it"
+        )
 
 
 def _ask(username: str | None, password: str | None, *, password_stdin: bool) -> tuple[str, str]:

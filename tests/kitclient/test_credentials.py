@@ -357,6 +357,54 @@ async def test_C_34_helpers_store_and_erase(path):
 
 
 @pytest.mark.parametrize(
+    "words",
+    ["credentials not found in native keychain", "The specified item could not be found in the keychain."],
+)
+async def test_C_34_a_helper_that_has_nothing_to_erase_is_no_error(path, words):
+    helper(path, f"cat > /dev/null; echo '{words}'; exit 1")
+
+    await given(path, {"credsStore": "test"}).erase("reg.example")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'keychain is locked'; exit 1", "status 1 and said 'keychain is locked'"),
+        ("exit 3", "status 3 and said nothing"),
+        ("printf 'a\\033[2Jb'; exit 1", r"said 'a\\x1b\[2Jb'"),
+        ("head -c 10000 /dev/zero | tr '\\0' x; exit 1", "said 'x{200}'"),
+    ],
+)
+async def test_C_35_a_helper_that_does_not_erase_is_an_error_and_what_the_file_had_is_gone(
+    path, script, words
+):
+    helper(path, f"cat > /dev/null; {script}")
+    entries = {host: {"auth": encoded("u:canary")} for host in ("reg.example", "b.example")}
+    store = given(path, {"credsStore": "test", "auths": entries})
+
+    with pytest.raises(CredentialsUnusable, match=words) as refusal:
+        await store.erase("reg.example")
+
+    assert "still have the credential of reg.example" in str(refusal.value)
+    assert list(json.loads(path.read_text())["auths"]) == ["b.example"]
+
+
+async def test_where_a_credential_is_found_is_said(tmp_path):
+    docker = tmp_path / "docker" / "config.json"
+    helper(docker, """cat > /dev/null; echo '{"Username": "u", "Secret": "s"}'""")
+    entry = {"auth": encoded("u:p")}
+    given(docker, {"credHelpers": {"b.example": "test"}, "auths": {"a.example": entry, "c.example": entry}})
+    given(tmp_path / "own.json", {"auths": {"a.example": entry}})
+    environment = {"DOCKER_CONFIG": str(docker.parent), "PATH": str(docker.parent)}
+    both = Credentials(tmp_path / "own.json", environment=environment)
+
+    assert await both.origin("a.example") == str(tmp_path / "own.json")
+    assert await both.origin("b.example") == f"docker-credential-test, which {docker} names"
+    assert await both.origin("c.example") == str(docker)
+    assert await both.origin("d.example") is None
+
+
+@pytest.mark.parametrize(
     "script",
     [
         "exit 1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
 import stat
 import sys
@@ -215,6 +216,45 @@ async def test_logout_forgets_and_is_no_error_twice(kitclient: Run, kept):
             assert (result.code, result.out) == (0, f"Successfully logged out from {peer.host}\n")
 
     assert kept() == {}
+
+
+async def test_logout_does_not_say_that_it_succeeded_when_the_helper_did_not_erase(
+    kitclient: Run, tmp_path: Path, monkeypatch
+):
+    program = tmp_path / "bin/docker-credential-locked"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\ncat > /dev/null; echo keychain is locked; exit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/credentials.json").write_text('{"credsStore": "locked"}')
+
+    result = await kitclient("logout", "reg.example")
+
+    assert (result.code, result.out) == (1, "")
+    assert "keychain is locked" in result.err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"auths": {"https://reg.example": {"auth": "YW5uOmNhbmFyeQ=="}}}', "still found in {path}"),
+        ("{", "cannot be told: {path} is not JSON"),
+    ],
+)
+async def test_logout_warns_of_what_docker_still_knows(
+    kitclient: Run, tmp_path: Path, content: str, words: str
+):
+    path = tmp_path / "docker/config.json"
+    path.parent.mkdir()
+    path.write_text(content)
+
+    result = await kitclient("logout", "reg.example")
+
+    assert (result.code, result.out) == (0, "Successfully logged out from reg.example\n")
+    assert words.format(path=path) in result.err
+    assert "canary" not in result.said
+    assert path.read_text() == content
 
 
 # ---- TLS
