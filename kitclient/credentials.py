@@ -122,7 +122,10 @@ class CredentialFile:
         return self._plain(document, host)
 
     async def store(self, host: str, credential: Credential) -> None:
-        """Remember a credential: with the helper that the file names for the host, else in the file."""
+        """Remember a credential: with the helper that the file names for the host, else in the file.
+
+        What the helper has stored is then no longer in the file: nobody would look for it there, or forget it.
+        """
         host = canonical_host(host)
         document = await asyncio.to_thread(self._read)
         helper = self._helper(document, host)
@@ -136,6 +139,9 @@ class CredentialFile:
             username, secret = _TOKEN_USER, credential.identity_token
         request = {"ServerURL": _key(host), "Username": username, "Secret": secret}
         await self._run_helper(helper, "store", json.dumps(request))
+        # Docker leaves an empty entry for each host in its helper; a file that has nothing to forget may be read-only.
+        if any(entry and _host_of(key) == host for key, entry in self._section(document, "auths").items()):
+            await asyncio.to_thread(self._change, lambda _: None, host)
 
     async def erase(self, host: str) -> None:
         """Forget a host. Not an error when nothing is known of it.

@@ -356,6 +356,38 @@ async def test_C_34_helpers_store_and_erase(path):
     assert "auth" not in json.loads(path.read_text()).get("auths", {})
 
 
+async def test_C_37_what_a_helper_has_stored_is_no_longer_in_the_file(path):
+    helper(path, "cat > /dev/null")
+    entry = {"auth": encoded("u:old-canary")}
+    auths = {"reg.example": entry, "https://reg.example/v1/": entry, "b.example": entry}
+    store = given(path, {"credsStore": "test", "auths": auths})
+
+    await store.store("reg.example", Credential("u", "new"))
+
+    assert json.loads(path.read_text()) == {"credsStore": "test", "auths": {"b.example": entry}}
+
+
+async def test_C_37_a_helper_that_fails_to_store_leaves_the_file_as_it_was(path):
+    helper(path, "cat > /dev/null; exit 1")
+    store = given(path, {"credsStore": "test", "auths": {"reg.example": {"auth": encoded("u:old")}}})
+    before = path.read_bytes()
+
+    with pytest.raises(CredentialsUnusable, match="store failed"):
+        await store.store("reg.example", Credential("u", "new"))
+
+    assert path.read_bytes() == before
+
+
+async def test_a_file_that_has_no_password_of_the_host_is_not_written_for_a_helper(path):
+    helper(path, "cat > /dev/null")
+    store = given(path, {"credsStore": "test", "auths": {"reg.example": {}}})
+    before = path.stat()
+
+    await store.store("reg.example", Credential("u", "new"))
+
+    assert path.stat().st_ino == before.st_ino
+
+
 @pytest.mark.parametrize(
     "words",
     ["credentials not found in native keychain", "The specified item could not be found in the keychain."],
