@@ -12,6 +12,8 @@ import yaml
 
 from conformance import toolbox
 from conformance.clients.lab import CellFailed, Client, Lab, check, operation
+from tests.authority import Authority
+from tests.registry.auth.logins import written
 
 _CHART = toolbox.HERE.parent / "deploy" / "helm" / "modelkit-registry"
 _VALUES = Path(__file__).parent / "values"
@@ -71,14 +73,15 @@ class Chart(Client):
 
     @operation("helm template: modelkit-registry verify of each config.yml")
     def configurations(self) -> None:
+        files = self._mounted()
         for name, documents in self._rendered().items():
             (text,) = (
                 document["data"]["config.yml"] for document in documents if document["kind"] == "ConfigMap"
             )
-            # The secret that a pod would have.
-            (self.lab.folder / "secret").write_text("sealed")
+            for mounted, path in files.items():
+                text = text.replace(mounted, str(path))
             file = self.lab.folder / f"{name}.config.yml"
-            file.write_text(text.replace("/run/secrets/http/secret", str(self.lab.folder / "secret")))
+            file.write_text(text)
             self.lab.run(_VERIFY, "verify", file)
 
     @operation("helm template: one replica on a folder, several on a bucket")
@@ -104,6 +107,20 @@ class Chart(Client):
 
     def _template(self, *options: str | Path) -> str:
         return self.lab.run(self.helm, "template", "--kube-version", f"{_OLDEST}.0", *options, "here", _CHART)
+
+    def _mounted(self) -> dict[str, Path]:
+        """What a pod would have of its secrets, by where it would have it: `verify` opens each."""
+        folder = self.lab.folder / "mounted"
+        folder.mkdir()
+        (folder / "secret").write_text("sealed")
+        written(folder / "htpasswd", {"alice": "secret"})
+        certificate, key = Authority(folder).issue("registry.example")
+        return {
+            "/run/secrets/http/secret": folder / "secret",
+            "/run/secrets/htpasswd/htpasswd": folder / "htpasswd",
+            "/run/secrets/tls/tls.crt": certificate,
+            "/run/secrets/tls/tls.key": key,
+        }
 
     def _rendered(self) -> dict[str, list[dict[str, Any]]]:
         return {
