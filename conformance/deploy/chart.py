@@ -67,6 +67,9 @@ class Chart(Client):
             check("Secret" not in kinds, name, kinds)
             for spec in _pod_specs(documents):
                 check(_is_restricted(spec), name, spec)
+            # One image, so one registry that it is pulled from.
+            pull_secrets = [spec.get("imagePullSecrets") for spec in _pod_specs(documents)]
+            check(len(pull_secrets) == 2 and pull_secrets[0] == pull_secrets[1], name, pull_secrets)
             (deployment,) = (document for document in documents if document["kind"] == "Deployment")
             (container,) = deployment["spec"]["template"]["spec"]["containers"]
             check({"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(), name, container)
