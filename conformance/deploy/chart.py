@@ -28,8 +28,17 @@ _REFUSED = {
     "a secret in the ConfigMap": ("config.http.secret=hunter2",),
     "another one": ("config.storage.s3.secretkey=hunter2",),
     "one in a list": ("config.notifications.endpoints[0].secret=hunter2",),
+    "an autoscaler of processor time that nobody asked for": (
+        "storage.type=s3",
+        "storage.s3.bucket=models",
+        "autoscaling.enabled=true",
+    ),
 }
-_REASONS = ("values don't meet the specifications of the schema", "config has a secret")
+_REASONS = (
+    "values don't meet the specifications of the schema",
+    "config has a secret",
+    "autoscaling.enabled needs resources.requests.cpu",
+)
 
 
 class Chart(Client):
