@@ -33,11 +33,21 @@ _REFUSED = {
         "storage.s3.bucket=models",
         "autoscaling.enabled=true",
     ),
+    "probes that would have to show a certificate": (
+        "tls.existingSecret=certificate",
+        "config.http.tls.clientcas[0]=/authorities/ca.crt",
+    ),
+    "probes of which it is said that they must": (
+        "tls.existingSecret=certificate",
+        "config.http.tls.clientcas[0]=/authorities/ca.crt",
+        "config.http.tls.clientauth=require-and-verify-client-cert",
+    ),
 }
 _REASONS = (
     "values don't meet the specifications of the schema",
     "config has a secret",
     "autoscaling.enabled needs resources.requests.cpu",
+    "config.http.tls.clientcas needs clientauth: verify-client-cert-if-given",
 )
 
 
@@ -126,12 +136,14 @@ class Chart(Client):
         folder.mkdir()
         (folder / "secret").write_text("sealed")
         written(folder / "htpasswd", {"alice": "secret"})
-        certificate, key = Authority(folder).issue("registry.example")
+        authority = Authority(folder)
+        certificate, key = authority.issue("registry.example")
         return {
             "/run/secrets/http/secret": folder / "secret",
             "/run/secrets/htpasswd/htpasswd": folder / "htpasswd",
             "/run/secrets/tls/tls.crt": certificate,
             "/run/secrets/tls/tls.key": key,
+            "/authorities/ca.crt": authority.file,
         }
 
     def _rendered(self) -> dict[str, list[dict[str, Any]]]:
