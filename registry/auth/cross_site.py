@@ -3,6 +3,9 @@
 A page may send a POST anywhere without asking, as a form does; to a registry on this machine, too, where nobody logs in.
 Clients that are no browsers send neither of these fields.
 
+Not seen here: a page that had its own name lead to us (DNS rebinding). Its browser takes us for the page's site and says so,
+and `Host` is the page's. Only a login keeps it out, or a proxy that knows our names (docs/threat-model.md).
+
 Source: Fetch Metadata (Sec-Fetch-Site), RFC 6454 (Origin).
 """
 
@@ -22,7 +25,7 @@ def refuse_other_sites(headers: Mapping[str, str], own_origin: str | None) -> No
         own_origin: the address that browsers have us under (`http.host`), where a proxy changes `Host`.
 
     Raises:
-        Denied: a page elsewhere has the request sent.
+        Denied: the browser says that a page elsewhere has the request sent.
     """
     origin = headers.get("Origin")
     site = headers.get("Sec-Fetch-Site")

@@ -108,6 +108,25 @@ async def test_U_04_where_nobody_logs_in_a_page_elsewhere_writes_nothing_either(
     assert_refused(reply, 403, code="DENIED")
 
 
+@pytest.mark.parametrize(("has_accounts", "status"), [(False, 201), (True, 401)])
+async def test_A_38_a_page_whose_name_was_led_here_is_only_kept_out_where_somebody_logs_in(
+    serve: Serve, tmp_path: Path, has_accounts: bool, status: int
+) -> None:
+    """DNS rebinding: to the browser we are the page's own server, of which it remembers no password."""
+    users = written(tmp_path / "htpasswd", {"alice": "secret"})
+    page = {
+        "Host": "evil.example:5000",
+        "Origin": "http://evil.example:5000",
+        "Sec-Fetch-Site": "same-origin",
+    }
+    async with serve(auth={"htpasswd": {"path": str(users)}} if has_accounts else None) as url:
+        reply = await Wire(url)(
+            "POST", f"/v2/{NAME}/blobs/uploads/?digest={Digest.of(b'x')}", headers=page, body=b"x"
+        )
+
+    assert reply.status == status
+
+
 async def test_U_04_what_a_page_elsewhere_asks_for_it_may_not_read(wire: Wire) -> None:
     """Neither a preflight nor an answer says that it may; what is read is sent, as to anybody with the password."""
     for fields in ELSEWHERE:
