@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import jwt
 from cryptography import x509
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
@@ -35,6 +36,20 @@ _PARSER_OF_TYPE: Final = {"EC": "ES256", "RSA": "RS256", "OKP": "EdDSA"}
 
 JWS: Final = jwt.PyJWS()
 """The library's algorithms, by name. Those that take a secret are in it, and never reached: no key has their name."""
+
+# What the library says of a certificate, as it is read, compared and verified: most of it is no ValueError.
+_CERTIFICATE_ERRORS: Final = (
+    ValueError,
+    TypeError,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.AttributeNotFound,
+    x509.UnsupportedGeneralNameType,
+    UnsupportedAlgorithm,
+    InternalError,
+    verification.VerificationError,
+)
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
@@ -153,12 +168,12 @@ def parse_certificates(content: bytes) -> tuple[x509.Certificate, ...]:
     """
     try:
         certificates = x509.load_pem_x509_certificates(content)
-    except ValueError as error:
+    except _CERTIFICATE_ERRORS as error:
         raise KeyUnusable("not a bundle of certificates in PEM") from error
     if len(certificates) > KEYS_MAX:
         raise KeyUnusable(f"{len(certificates)} certificates; at most {KEYS_MAX} are taken")
     for certificate in certificates:
-        verification_key(certificate.public_key())
+        _key_of(certificate)
     return tuple(certificates)
 
 
@@ -167,7 +182,7 @@ def keys_of_certificates(certificates: Sequence[x509.Certificate], *, now: datet
     keys: dict[str, VerificationKey] = {}
     for certificate in certificates:
         if certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            key = verification_key(certificate.public_key())
+            key = _key_of(certificate)
             keys[thumbprint(key.key)] = keys[libtrust_fingerprint(key.key)] = key
     return keys
 
@@ -182,13 +197,13 @@ def key_of_chain(
     """
     try:
         leaf, *others = (x509.load_der_x509_certificate(der) for der in chain)
-    except ValueError as error:
+    except _CERTIFICATE_ERRORS as error:
         raise KeyUnusable("no chain of certificates") from error
     moment = now or datetime.now(UTC)
     if leaf in roots:
         if not leaf.not_valid_before_utc <= moment <= leaf.not_valid_after_utc:
             raise KeyUnusable("the certificate is not valid now")
-        return verification_key(leaf.public_key())
+        return _key_of(leaf)
     # Certificates of token servers are made for nothing but signing: no name, no usage has to be there.
     policy = verification.PolicyBuilder().store(verification.Store(list(roots))).time(moment)
     policy = policy.extension_policies(
@@ -197,9 +212,17 @@ def key_of_chain(
     )
     try:
         policy.build_client_verifier().verify(leaf, others)
-    except verification.VerificationError as error:
+    except _CERTIFICATE_ERRORS as error:
         raise KeyUnusable("the chain of certificates leads to none that is trusted") from error
-    return verification_key(leaf.public_key())
+    return _key_of(leaf)
+
+
+def _key_of(certificate: x509.Certificate) -> VerificationKey:
+    try:
+        key = certificate.public_key()
+    except _CERTIFICATE_ERRORS as error:
+        raise KeyUnusable("a certificate with a key that cannot be read") from error
+    return verification_key(key)
 
 
 def _parser_of(key: PublicKey) -> str:

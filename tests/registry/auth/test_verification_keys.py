@@ -270,6 +270,45 @@ def test_A_31_a_chain_that_leads_nowhere_is_refused(keys: list[Any]) -> None:
             key_of_chain(chain, [root], now=NOW)
 
 
+# Of a certificate: the tag of its version, which is 3, and the identifier of its key's kind (RFC 5280, 4.1; RFC 5480, 2.1.1).
+VERSION_3 = bytes.fromhex("a003020102")
+KIND_EC = bytes.fromhex("06072a8648ce3d0201")
+
+
+@pytest.mark.parametrize("version", [1, 3, 127])
+@pytest.mark.parametrize("place", [0, 1], ids=["leaf", "other"])
+def test_a_chain_with_a_certificate_of_a_version_that_there_is_not_is_refused(
+    place: int, version: int, keys: list[Any]
+) -> None:
+    root = certificate("root", keys[0], is_authority=True)
+    middle = certificate("middle", keys[1], issuer=(root, keys[0]), is_authority=True)
+    chain = der(certificate("leaf", keys[2], issuer=(middle, keys[1])), middle)
+    chain[place] = chain[place].replace(VERSION_3, VERSION_3[:-1] + bytes([version]), 1)
+
+    with pytest.raises(KeyUnusable, match="no chain"):
+        key_of_chain(chain, [root], now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        (VERSION_3, bytes.fromhex("a003020103")),
+        (KIND_EC, bytes.fromhex("06072a8648ce3d027f")),
+        (bytes.fromhex("03420004"), bytes.fromhex("03420005")),
+    ],
+    ids=["version", "kind of key", "point"],
+)
+def test_a_bundle_with_a_certificate_that_cannot_be_used_is_refused(
+    good: bytes, bad: bytes, keys: list[Any]
+) -> None:
+    (content,) = der(certificate("issuer", keys[0]))
+    spoilt = base64.encodebytes(content.replace(good, bad, 1))
+    pem = b"-----BEGIN CERTIFICATE-----\n" + spoilt + b"-----END CERTIFICATE-----\n"
+
+    with pytest.raises(KeyUnusable):
+        parse_certificates(pem)
+
+
 @pytest.mark.parametrize("key", [object(), "text", b"bytes", None])
 def test_what_is_no_key_is_refused(key: object) -> None:
     with pytest.raises(KeyUnusable):
