@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from registry.auth.auth_config import Auth
 from registry.auth.policy_config import AccessControl, checked_pattern
@@ -24,6 +24,7 @@ from registry.config_types import (
     FilePath,
     Networks,
     Seconds,
+    Secret,
     Section,
     Size,
     Timeout,
@@ -78,7 +79,7 @@ class S3(Section):
     regionendpoint: str | None = None
     rootdirectory: str = ""
     accesskey: str | None = None
-    secretkey: SecretStr | None = None
+    secretkey: Secret = None
     secretkey_file: FilePath | None = None
     encrypt: bool = False
     keyid: str | None = None
@@ -259,7 +260,7 @@ class Http(Section):
     host: str | None = None
     prefix: str = "/"
     relativeurls: bool = False
-    secret: SecretStr | None = None
+    secret: Secret = None
     secret_file: FilePath | None = None
     draintimeout: Seconds = 60.0
     headers: dict[str, list[str]] = Field(default={"X-Content-Type-Options": ["nosniff"]})

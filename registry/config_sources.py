@@ -302,10 +302,15 @@ def _read_secret_files(
                 continue
             files.append(Path(tree[f"{name}_file"]))
             try:
-                tree[name] = files[-1].read_text(encoding="utf-8").rstrip("\r\n")
+                secret = files[-1].read_text(encoding="utf-8").rstrip("\r\n")
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
                 problems.append(f"{path}{name}_file: cannot be read: {reason}")
+                continue
+            if not secret:
+                problems.append(f"{path}{name}_file: should not be empty")
+                continue
+            tree[name] = secret
     return files
 
 

@@ -11,7 +11,16 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    WithJsonSchema,
+    model_validator,
+)
 
 _DURATION = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{1,9})?(?:ns|us|µs|ms|s|m|h))+", re.ASCII)
 _DURATION_PART = re.compile(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", re.ASCII)
@@ -83,6 +92,12 @@ def _path(value: object) -> Path:
     raise ValueError("should be the path of a file or a folder")
 
 
+def _not_empty(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and not value.get_secret_value():
+        raise ValueError("should not be empty")
+    return value
+
+
 Seconds = Annotated[
     float,
     BeforeValidator(parse_duration),
@@ -111,6 +126,9 @@ Network = Annotated[
 ]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_listed)]
 FilePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string"})]
+
+# Checked around the union, not within: config_sources.py knows secrets by their `SecretStr | None`.
+Secret = Annotated[SecretStr | None, AfterValidator(_not_empty)]
 
 
 class Section(BaseModel):

@@ -308,10 +308,15 @@ async def _read_status(reader: asyncio.StreamReader) -> int:
 def _read_secret(path: Path) -> bytes:
     """Raises: OSError; ValueError: nothing is in it, or too much."""
     with path.open("rb") as file:
-        content = file.read(_SECRET_SIZE_MAX + 1).rstrip(b"\r\n")
-    if not 0 < len(content) <= _SECRET_SIZE_MAX:
+        return secret_in(file.read(_SECRET_SIZE_MAX + 1))
+
+
+def secret_in(content: bytes) -> bytes:
+    """The secret that a file with this content holds. Raises: ValueError: nothing is in it, or too much."""
+    secret = content.rstrip(b"\r\n")
+    if not 0 < len(secret) <= _SECRET_SIZE_MAX:
         raise ValueError(f"should hold 1 to {_SECRET_SIZE_MAX} bytes")
-    return content
+    return secret
 
 
 _: type[Sink] = HttpSink

@@ -28,6 +28,7 @@ from registry.background import running
 from registry.config import Config
 from registry.config_sources import ConfigInvalid, load_config
 from registry.config_types import Section
+from registry.event_sinks import secret_in
 from registry.logs import log_event
 from registry.tls import read_limited, tls_problems
 
@@ -163,7 +164,7 @@ def file_problems(config: Config) -> tuple[str, ...]:
             problems += _problem(
                 f"notifications.endpoints.{number}.secret_file",
                 endpoint.secret_file,
-                _nothing,
+                secret_in,
                 _SECRET_SIZE_MAX,
             )
     if config.auth is not None:
@@ -214,10 +215,6 @@ def _auth_problems(auth: Auth) -> Iterator[str]:
             yield from _problem(
                 f"{key}.cafile", issuer.cafile, verification_keys.parse_certificates, key_size_max
             )
-
-
-def _nothing(_: bytes) -> None:
-    pass
 
 
 def _problem(key: str, path: Path, parse: Callable[[bytes], object], size_max: int) -> Iterator[str]:

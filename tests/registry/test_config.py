@@ -317,6 +317,21 @@ def test_a_secret_may_stand_in_a_file_of_its_own_and_is_never_shown(tmp_path: Pa
     assert "swordfish" not in "\n".join(wrong)
 
 
+@pytest.mark.parametrize("key", ["http.secret", "storage.s3.secretkey"])
+@pytest.mark.parametrize("content", ["", "\n", "\r\n\n"], ids=repr)
+def test_an_empty_secret_is_refused(key: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(content)
+    variable = f"MODELREG_{key.upper().replace('.', '_')}"
+    others = {"MODELREG_STORAGE_S3_BUCKET": "models", "MODELREG_STORAGE_S3_ACCESSKEY": "someone"}
+    if key == "http.secret":
+        others = {}
+
+    of_file = problems_of(**others, **{f"{variable}_FILE": str(tmp_path / "secret")})
+
+    assert f"{key}_file: should not be empty" in of_file
+    assert problems_of(**others, **{variable: ""}) == (f"{key}: should not be empty",)
+
+
 def test_an_s3_section_of_distribution_carries_over(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("swordfish\n")
     path = written(

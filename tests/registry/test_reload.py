@@ -560,5 +560,17 @@ def test_a_name_that_no_file_can_have_is_a_problem_and_no_more(tmp_path: Path) -
     until_still(source)
 
 
+@pytest.mark.parametrize("content", [b"", b"\r\n", b"x" * 5000], ids=["nothing", "newline", "too much"])
+def test_a_secret_that_nothing_could_be_signed_with_is_a_problem(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    endpoint = {"name": "ci", "url": "https://ci.example/", "secret_file": str(tmp_path / "secret")}
+    config = Config.model_validate({"notifications": {"endpoints": [endpoint]}})
+
+    (problem,) = file_problems(config)
+
+    assert problem.startswith("notifications.endpoints.0.secret_file: ")
+    assert problem.endswith("should hold 1 to 4096 bytes")
+
+
 def test_a_configuration_without_files_has_no_problem_with_them() -> None:
     assert file_problems(Config()) == ()
