@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -33,6 +33,15 @@ from registry.notifications_config import Notifications
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*", re.ASCII)
+# What an answer says of itself: with another word on it clients would cut it short, or wait for more.
+_OWN_HEADERS: Final = frozenset(
+    {
+        *("connection", "content-encoding", "content-length", "content-range", "content-type", "date"),
+        *("keep-alive", "link", "location", "proxy-authenticate", "proxy-connection", "range", "retry-after"),
+        *("te", "trailer", "transfer-encoding", "upgrade", "www-authenticate", "x-request-id"),
+        *("docker-content-digest", "docker-upload-uuid", "etag"),
+    }
+)
 _HOST_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+", re.ASCII)
 _ENDPOINT = re.compile(r"(?:https?://)?[A-Za-z0-9.:\[\]_-]+", re.ASCII)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", re.ASCII)
@@ -295,6 +304,8 @@ class Http(Section):
         for name, texts in value.items():
             if not _HEADER_NAME.fullmatch(name) or not all(_HEADER_VALUE.fullmatch(text) for text in texts):
                 raise ValueError(f"should hold header names and printable values: {name!r}")
+            if name.lower() in _OWN_HEADERS:
+                raise ValueError(f"{name} is the answer's own; leave it out")
         return value
 
 

@@ -174,6 +174,29 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str, said: str) -
     assert said in "\n".join(problems_of(written(tmp_path, text)))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Connection", "content-length", "Content-Encoding", "Content-Type", "Content-Range", "Date"),
+        *("Docker-Content-Digest", "ETag", "keep-alive", "Location", "TRANSFER-ENCODING", "Upgrade"),
+        *("Trailer", "WWW-Authenticate", "Range", "Docker-Upload-UUID", "Link", "X-Request-Id"),
+    ],
+)
+def test_a_header_that_each_answer_has_its_own_of_is_refused(name: str, tmp_path: Path) -> None:
+    (problem,) = problems_of(written(tmp_path, f"http: {{headers: {{{name}: [x]}}}}"))
+
+    assert problem == f"http.headers: {name} is the answer's own; leave it out"
+
+
+@pytest.mark.parametrize(
+    "name", ["Cache-Control", "Server", "Strict-Transport-Security", "Access-Control-Allow-Origin", "Vary"]
+)
+def test_headers_of_the_operator_are_taken(name: str, tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, f"http: {{headers: {{{name}: x}}}}")).config
+
+    assert config.http.headers == {name: ["x"]}
+
+
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path / "none.yml")
 
