@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -161,6 +162,17 @@ class Auth(Section):
         issuers = [provider.issuer for provider in value]
         if len(set(issuers)) != len(issuers):
             raise ValueError("should name each issuer once")
+        return value
+
+    @field_validator("oidc")
+    @classmethod
+    def _names_are_of_one_provider_each(cls, value: list[Oidc]) -> list[Oidc]:
+        """Else one provider could call its workloads what policies call those of another."""
+        for one, other in combinations([provider.prefix for provider in value], 2):
+            if one.startswith(other) or other.startswith(one):
+                raise ValueError(
+                    f"should have a prefix each that none of the others begins with: {one!r} and {other!r}"
+                )
         return value
 
     @model_validator(mode="after")

@@ -124,6 +124,18 @@ def test_variables_reach_every_key() -> None:
             "auth: {oidc: [{issuer: 'https://a', audiences: [b]}, {issuer: 'https://a', audiences: [c]}]}",
             "each issuer once",
         ),
+        (
+            "auth: {oidc: [{issuer: 'https://a', audiences: [b]}, {issuer: 'https://c', audiences: [b]}]}",
+            "auth.oidc: should have a prefix each that none of the others begins with: 'oidc:' and 'oidc:'",
+        ),
+        (
+            "auth: {oidc: [{issuer: 'https://a', audiences: [b], prefix: 'oidc:ci:'}, {issuer: 'https://c', audiences: [b]}]}",
+            "'oidc:ci:' and 'oidc:'",
+        ),
+        (
+            "auth: {oidc: [{issuer: 'https://a', audiences: [b], prefix: ''}, {issuer: 'https://c', audiences: [b]}]}",
+            "'' and 'oidc:'",
+        ),
         ("auth: {clientcertificates: {}}", "http.tls.clientcas"),
         ("auth: {clientcertificates: {name: serial}}", "auth.clientcertificates.name"),
         ("auth: {htpasswd: {path: /x}, none: {}}", "leave auth away"),
@@ -136,6 +148,15 @@ def test_variables_reach_every_key() -> None:
 )
 def test_what_cannot_be_meant_is_refused_with_its_reason(text: str, said: str, tmp_path: Path) -> None:
     assert said in problem(tmp_path, text)
+
+
+def test_several_providers_have_a_prefix_each(tmp_path: Path) -> None:
+    auth = loaded(
+        tmp_path,
+        "auth: {oidc: [{issuer: 'https://a', audiences: [b], prefix: 'a:'}, {issuer: 'https://c', audiences: [b], prefix: 'c:'}]}",
+    )
+
+    assert [provider.prefix for provider in auth.oidc] == ["a:", "c:"]
 
 
 def test_the_documents_have_every_key_of_auth() -> None:
