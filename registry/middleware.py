@@ -298,6 +298,8 @@ def _scope_of(route: Route, name: str, call: Call) -> Scope:
     """What a token has to be for, to be named in a challenge."""
     if route.access is Access.CATALOG or (route.access is Access.PULL and not name):
         return [("registry", "catalog", ("*",))]
+    if route.access is Access.METRICS:
+        return [("registry", "metrics", ("*",))]
     if route.access not in _TOKEN_ACTIONS:
         return []
     scope = [("repository", name, _TOKEN_ACTIONS[route.access])]

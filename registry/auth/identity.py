@@ -22,7 +22,7 @@ class Grant:
 
     Attributes:
         type: `repository` or `registry`.
-        name: of the repository, or `catalog`; compared as text, never as a pattern.
+        name: of the repository, or `catalog` or `metrics`; compared as text, never as a pattern.
         actions: of the token specification: `pull`, `push`, `delete`, `*`.
     """
 

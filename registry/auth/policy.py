@@ -54,6 +54,8 @@ _OF_TOKEN: Final[Mapping[str, frozenset[Action]]] = {
     "delete": frozenset((Action.DELETE,)),
     "*": ALL_ACTIONS,
 }
+# What a token is for whose scope is of the registry as a whole: `registry:catalog:*` is Distribution's, the other ours.
+_OF_REGISTRY: Final = {"catalog": Action.LIST, "metrics": Action.MONITOR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,7 @@ def decide(policy: Policy, identity: Identity, action: Action, repository: str =
         case Action.LIST:
             return _decide_list(policy, identity)
         case Action.MONITOR:
-            return _decide_rules(policy, identity, Action.READ, policy.metrics)
+            return _decide_metrics(policy, identity)
         case _:
             return _decide_in_repository(policy, identity, action, repository)
 
@@ -240,8 +242,8 @@ def granted(
         type_, name, actions: of a scope of the token specification; `name` is a checked one if `type_` is `repository`.
     """
     asked = frozenset(actions)
-    if type_ == "registry" and name == "catalog":
-        is_allowed = decide(policy, identity, Action.LIST).is_allowed
+    if type_ == "registry" and name in _OF_REGISTRY:
+        is_allowed = decide(policy, identity, _OF_REGISTRY[name]).is_allowed
         return asked & {"*"} if is_allowed else frozenset()
     if type_ != "repository":
         return frozenset()
@@ -255,13 +257,22 @@ def granted(
 
 def _decide_list(policy: Policy, identity: Identity) -> Decision:
     """What is listed is what may be read, so everybody may ask for whom there can be something."""
-    if identity.grants is not None and not any(
-        grant.type == "registry" and grant.name == "catalog" and "*" in grant.actions
-        for grant in identity.grants
-    ):
+    if not _is_granted_of_registry(identity, "catalog"):
         return Decision(False, reason="the token is not for the catalogue")
     is_allowed = not identity.is_anonymous or policy.shows_something_to_everybody
     return Decision(is_allowed, reason="something may be readable")
+
+
+def _decide_metrics(policy: Policy, identity: Identity) -> Decision:
+    if Action.READ not in policy.metrics.anonymous and not _is_granted_of_registry(identity, "metrics"):
+        return Decision(False, reason="the token is not for the metrics")
+    return _decide_rules(policy, identity, Action.READ, policy.metrics)
+
+
+def _is_granted_of_registry(identity: Identity, name: str) -> bool:
+    return identity.grants is None or any(
+        grant.type == "registry" and grant.name == name and "*" in grant.actions for grant in identity.grants
+    )
 
 
 def _decide_in_repository(policy: Policy, identity: Identity, action: Action, repository: str) -> Decision:

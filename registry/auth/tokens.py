@@ -171,9 +171,9 @@ def grants_of(claims: Claims) -> tuple[Grant, ...]:
 
 
 def is_scope_name(kind: str, name: str) -> bool:
-    """Whether a grant could be for this: a repository, or the catalog."""
+    """Whether a grant could be for this: a repository, the catalog, or the metrics."""
     if kind == "registry":
-        return name == "catalog"
+        return name in ("catalog", "metrics")
     if kind != "repository":
         return False
     try:

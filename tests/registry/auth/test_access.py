@@ -389,6 +389,7 @@ async def test_A_09_V_13_a_token_is_for_what_it_says_and_the_answer_says_what_is
         ("pull,push", "DELETE", f"{blobs}/{Digest.of(LAYER)}", f"repository:{NAME}:delete"),
         ("delete", "GET", f"/v2/{NAME}/tags/list", f"repository:{NAME}:pull"),
         ("pull", "GET", "/v2/_catalog", "registry:catalog:*"),
+        ("pull", "GET", "/metrics", "registry:metrics:*"),
         ("pull", "GET", f"/hf/api/models/{NAME}x", f"repository:{NAME}x:pull"),
     ]
     for actions, method, target, wanted in cases:

@@ -163,6 +163,15 @@ def test_layers_of_several_policies_add_up_and_a_policy_without_any_is_of_all(
         (user("x", "ops"), {Action.ENTER, Action.LIST, Action.MONITOR}),
         (user("admin"), {Action.ENTER, Action.LIST, Action.MONITOR}),
         (token("bob", ("team/a", "*")), {Action.ENTER}),
+        (token("prom", ("team/a", "*")), {Action.ENTER}),
+        (token("admin"), {Action.ENTER}),
+        (
+            user("prom", grants=(Grant("registry", "metrics", frozenset({"*"})),)),
+            {Action.ENTER, Action.MONITOR},
+        ),
+        (user("bob", grants=(Grant("registry", "metrics", frozenset({"*"})),)), {Action.ENTER}),
+        (user("prom", grants=(Grant("registry", "metrics", frozenset({"pull"})),)), {Action.ENTER}),
+        (user("prom", grants=(Grant("repository", "metrics", frozenset({"*"})),)), {Action.ENTER}),
         (
             user("bob", grants=(Grant("registry", "catalog", frozenset({"*"})),)),
             {Action.ENTER, Action.LIST},
@@ -170,7 +179,7 @@ def test_layers_of_several_policies_add_up_and_a_policy_without_any_is_of_all(
         (user("bob", grants=(Grant("registry", "catalog", frozenset({"pull"})),)), {Action.ENTER}),
         (user("bob", grants=(Grant("repository", "catalog", frozenset({"*"})),)), {Action.ENTER}),
     ],
-    ids=range(10),
+    ids=range(16),
 )
 def test_what_is_done_with_the_registry_as_a_whole_is_decided_too(
     identity: Identity, allowed: set[Action]
@@ -178,6 +187,17 @@ def test_what_is_done_with_the_registry_as_a_whole_is_decided_too(
     actions = {Action.ENTER, Action.LIST, Action.MONITOR}
 
     assert {action for action in actions if decide(POLICY, identity, action).is_allowed} == allowed
+
+
+def test_a_token_for_something_else_reads_the_metrics_only_where_everybody_may() -> None:
+    limited = token("prom", ("team/a", "pull"))
+    for_all = Policy.from_config(
+        AccessControl.model_validate({"metrics": {"anonymousPolicy": ["read"]}}), AUTH
+    )
+
+    assert not decide(Policy.from_config(None, AUTH), limited, Action.MONITOR).is_allowed
+    assert not decide(Policy.from_config(None, ELSEWHERE), token(""), Action.MONITOR).is_allowed
+    assert decide(for_all, limited, Action.MONITOR).is_allowed
 
 
 def test_without_accounts_and_without_a_policy_everybody_may_do_everything() -> None:
@@ -280,9 +300,12 @@ def test_a_token_allows_what_its_owner_may_as_far_as_it_is_for_that(
         (user("bob"), "registry", "catalog", "*", "*"),
         (user("bob"), "registry", "catalog", "pull", ""),
         (user("bob"), "registry", "other", "*", ""),
+        (user("prom"), "registry", "metrics", "*,pull", "*"),
+        (user("bob"), "registry", "metrics", "*", ""),
+        (ANONYMOUS, "registry", "metrics", "*", ""),
         (user("admin"), "plugin", "prod/a", "pull", ""),
     ],
-    ids=range(14),
+    ids=range(17),
 )
 def test_a_token_is_for_the_part_of_what_was_asked_that_the_policy_allows(
     identity: Identity, type_: str, name: str, asked: str, given: str

@@ -20,6 +20,7 @@ def pull(name: str = "a/b", *actions: str) -> Grant:
         ("repository:a/b:*", [pull("a/b", "*")]),
         ("repository:a/b:pull,fly", [pull()]),
         ("repository(plugin):a/b:pull", [pull()]),
+        ("registry:metrics:*", [Grant("registry", "metrics", frozenset({"*"}))]),
         ("registry:catalog:*", [Grant("registry", "catalog", frozenset({"*"}))]),
         ("repository:a:pull repository:b:pull", [pull("a"), pull("b")]),
         ("repository:a:pull  repository:a:push", [pull("a", "pull", "push")]),

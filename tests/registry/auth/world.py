@@ -49,6 +49,7 @@ LIMITED_SCHEMES = ("basic apikey", "apikey", "bearer", "bearer of apikey")
 HOST = "http://registry.example"
 TOKEN_SCOPES = [
     "registry:catalog:*",
+    "registry:metrics:*",
     *(f"repository:{name}:pull,push,delete" for name in ("team/kit", "public/kit", "own/kit", "other/kit")),
 ]
 
