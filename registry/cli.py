@@ -183,11 +183,15 @@ def serve_command(  # noqa: PLR0917 - click passes by name
 @click.argument("path", type=click.Path(path_type=Path), metavar="FILE")
 @click.pass_context
 def verify(context: click.Context, path: Path) -> None:
-    """Check a configuration file and the files it names; print "FILE: ok" or every problem."""
+    """Check a configuration file with the variables that are set, and the files it names; print "FILE: ok" or every problem."""
     try:
-        problems = file_problems(load_config(path).config)
+        loaded = load_config(path, environ=os.environ)
     except ConfigInvalid as error:
         problems = error.problems
+    else:
+        problems = file_problems(loaded.config)
+        for warning in loaded.warnings:
+            print(warning, file=sys.stderr)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:

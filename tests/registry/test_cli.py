@@ -39,10 +39,20 @@ def test_verify_says_ok_or_every_problem(tmp_path: Path) -> None:
     ]
 
 
-def test_verify_reads_the_file_alone(tmp_path: Path) -> None:
-    (tmp_path / "good.yml").write_text("version: 0.1")
+def test_verify_reads_the_variables_that_serve_will_read(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text("auth: {token: {}, htpasswd: {path: /dev/null}}")
 
-    assert run("verify", str(tmp_path / "good.yml"), MODELREG_NONSENSE="x").exit_code == 0
+    alone = run("verify", str(file))
+    completed = run("verify", str(file), MODELREG_HTTP_HOST="https://registry.example")
+    wrong = run("verify", str(file), MODELREG_HTTP_HOST="https://registry.example", MODELREG_NONSENSE="x")
+    foreign = run("verify", str(file), REGISTRY_HTTP_HOST="https://registry.example", REGISTRY_REDIS_ADDR="x")
+
+    assert alone.exit_code == 1
+    assert (completed.exit_code, completed.output) == (0, f"{file}: ok\n")
+    assert (wrong.exit_code, wrong.stderr) == (1, "MODELREG_NONSENSE: unknown key 'nonsense'\n")
+    assert (foreign.exit_code, foreign.stdout) == (0, f"{file}: ok\n")
+    assert foreign.stderr.startswith("REGISTRY_REDIS_ADDR: ignored: ")
 
 
 def test_the_schema_is_json() -> None:
