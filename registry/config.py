@@ -28,6 +28,7 @@ from registry.config_types import (
     Section,
     Size,
     Timeout,
+    is_origin,
 )
 from registry.notifications_config import Notifications
 
@@ -42,8 +43,6 @@ _OWN_HEADERS: Final = frozenset(
         *("docker-content-digest", "docker-upload-uuid", "etag"),
     }
 )
-_HOST_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+", re.ASCII)
-_ENDPOINT = re.compile(r"(?:https?://)?[A-Za-z0-9.:\[\]_-]+", re.ASCII)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", re.ASCII)
 # Each costs a request when it is begun, when it is completed and when it is read.
 _SEGMENT_SIZE_MIN = 32 * 1024**2
@@ -121,7 +120,7 @@ class S3(Section):
     @field_validator("regionendpoint")
     @classmethod
     def _endpoint_is_a_host(cls, value: str | None) -> str | None:
-        if value is not None and not _ENDPOINT.fullmatch(value):
+        if value is not None and not is_origin(value if "://" in value else f"https://{value}"):
             raise ValueError('should be the address of the store, like "https://s3.example:9000"')
         return value
 
@@ -169,7 +168,7 @@ class Redirect(Section):
     @field_validator("endpoint")
     @classmethod
     def _endpoint_is_a_url(cls, value: str | None) -> str | None:
-        if value is not None and not _HOST_URL.fullmatch(value):
+        if value is not None and not is_origin(value):
             raise ValueError('should be the store\'s address for clients, like "https://s3.example:9000"')
         return value
 
@@ -280,7 +279,7 @@ class Http(Section):
     @field_validator("host")
     @classmethod
     def _host_is_an_origin(cls, value: str | None) -> str | None:
-        if value is not None and not _HOST_URL.fullmatch(value):
+        if value is not None and not is_origin(value):
             raise ValueError('should be the address clients use, like "https://registry.example:5000"')
         return value
 

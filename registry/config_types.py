@@ -10,6 +10,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +28,9 @@ _DURATION_PART = re.compile(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _SECONDS_OF = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"([0-9]{1,15}) ?([KMGTPkmgtp]i?)?B?", re.ASCII)
 _POWERS = " KMGTP"
+_HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}", re.ASCII)
+_NUMBER_AT_THE_END = re.compile(r"(?:\A|\.)[0-9]+\Z", re.ASCII)
+_ORIGIN = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?", re.ASCII)
 
 
 def parse_duration(value: object) -> float:
@@ -58,16 +62,31 @@ def parse_size(value: object) -> int:
 def parse_address(value: object) -> str:
     if isinstance(value, str):
         host, colon, port = value.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        if (
-            colon
-            and port.isascii()
-            and port.isdigit()
-            and int(port) <= 65535
-            and (bracketed or ":" not in host)
-        ):
+        is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
+        if colon and is_port and (not host or _is_host(host)):
             return value
     raise ValueError('should be an address like "127.0.0.1:5000", ":5000" or "[::1]:5000"')
+
+
+def _is_host(text: str) -> bool:
+    try:
+        if text.startswith("[") and text.endswith("]"):
+            ipaddress.IPv6Address(text[1:-1])
+        elif _NUMBER_AT_THE_END.search(text):  # of no name; the resolver would take some for addresses
+            ipaddress.IPv4Address(text)
+        else:
+            return _HOST_NAME.fullmatch(text) is not None
+    except ValueError:
+        return False
+    return True
+
+
+def is_origin(text: str) -> bool:
+    """Whether it is the http:// or https:// address of a host, with a port or without, and nothing behind."""
+    try:
+        return _ORIGIN.fullmatch(text) is not None and urlsplit(text).port != 0
+    except ValueError:  # too large a port, or no IPv6 address
+        return False
 
 
 def parse_network(value: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -8,7 +8,7 @@ import yaml
 
 from registry.config import S3, Config
 from registry.config_sources import ConfigInvalid, json_schema, load_config
-from registry.config_types import parse_duration, parse_size
+from registry.config_types import parse_address, parse_duration, parse_size
 
 ROOT = Path(__file__).parents[2]
 
@@ -195,6 +195,62 @@ def test_headers_of_the_operator_are_taken(name: str, tmp_path: Path) -> None:
     config = load_config(written(tmp_path, f"http: {{headers: {{{name}: x}}}}")).config
 
     assert config.http.headers == {name: ["x"]}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.999:5000", "127.1:5000", "1.2.3.4.5:5000", "127.0.0.1:65536", "[1.2.3.4]:5000"),
+        *("a b:5000", "http://a:5000", "-a:5000", "a/b:5000", "a:+1", "a:", "a"),
+        *("[::g]:5000", "[]:5000", "[a]:5000", "::1:5000"),
+        *(f"{'a' * 300}:5000", "a@b:5000", "*:5000"),
+    ],
+)
+def test_an_address_that_nobody_can_listen_on_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="should be an address"):
+        parse_address(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1:5000", ":5000", "[::1]:0", "[fe80::1%eth0]:443", "localhost:65535"),
+        *("registry_1:5000", "a.example.:80", "4you.example:80", "0.0.0.0:5000"),
+    ],
+)
+def test_an_address_is_a_name_or_a_number_and_a_port(address: str) -> None:
+    assert parse_address(address) == address
+
+
+BAD_AUTHORITIES = ["a:b:c", "a:99999", "a:0", "a:http", "a:", "[::1", "::1", "[::1]:x", "[a]", ":5000", "a]"]
+
+
+@pytest.mark.parametrize("authority", BAD_AUTHORITIES)
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("http.host", "http: {{host: 'https://{}'}}"),
+        ("storage.redirect.endpoint", "storage: {{redirect: {{endpoint: 'https://{}'}}}}"),
+        ("storage.s3.regionendpoint", "storage: {{s3: {{bucket: models, regionendpoint: 'https://{}'}}}}"),
+        ("storage.s3.regionendpoint", "storage: {{s3: {{bucket: models, regionendpoint: '{}'}}}}"),
+    ],
+)
+def test_an_address_that_nobody_can_reach_is_refused(
+    key: str, text: str, authority: str, tmp_path: Path
+) -> None:
+    (problem,) = problems_of(written(tmp_path, text.format(authority)))
+
+    assert problem.startswith(f"{key}: should be ")
+
+
+@pytest.mark.parametrize("authority", ["a", "minio_1:9000", "[fd00::1]:9000", "s3.example:65535"])
+def test_a_store_has_a_name_or_a_number_and_perhaps_a_port(authority: str, tmp_path: Path) -> None:
+    text = f"storage: {{s3: {{bucket: models, regionendpoint: '{authority}'}}}}"
+
+    s3 = load_config(written(tmp_path, text)).config.storage.s3
+
+    assert s3 is not None
+    assert s3.endpoint == f"https://{authority}"
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
