@@ -21,7 +21,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from registry.config import STORAGE_DRIVERS, Config
-from registry.config_types import Section
+from registry.config_types import Section, expanded
 
 Tree = dict[Any, Any]
 
@@ -300,9 +300,13 @@ def _read_secret_files(
             if tree.get(name) is not None:
                 problems.append(f"{path}{name}: stands beside {name}_file; one of them is enough")
                 continue
-            files.append(Path(tree[f"{name}_file"]))
             try:
-                secret = files[-1].read_text(encoding="utf-8").rstrip("\r\n")
+                file = expanded(tree[f"{name}_file"])
+            except ValueError:
+                continue  # the key's own check says so
+            files.append(file)
+            try:
+                secret = file.read_text(encoding="utf-8").rstrip("\r\n")
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
                 problems.append(f"{path}{name}_file: cannot be read: {reason}")

@@ -105,9 +105,17 @@ def _listed(value: object) -> tuple[object, ...]:
     raise ValueError('should be a list of networks, like ["10.0.0.0/8"]')
 
 
+def expanded(path: str | Path) -> Path:
+    """A path of the operator's, with the home that `~` at its beginning stands for. Raises: ValueError: there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError("names the home of a user that this machine does not know") from error
+
+
 def _path(value: object) -> Path:
     if isinstance(value, str | Path) and str(value) and "\0" not in str(value):
-        return Path(value).expanduser()
+        return expanded(value)
     raise ValueError("should be the path of a file or a folder")
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from registry.config_types import FilePath, Seconds, Section, Timeout
+from registry.config_types import FilePath, Seconds, Section, Timeout, expanded
 
 Algorithm = Literal["ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "EdDSA"]
 """Signatures with a public key. What is signed with a secret (HS256) is never taken: its key would be everybody's."""
@@ -54,7 +54,7 @@ def _file_or_url(value: object) -> str | Path:
     if isinstance(value, str) and re.match(r"[a-z]+://", value):
         return checked_fetched_url(value)
     if isinstance(value, str | Path) and str(value) and "\0" not in str(value):
-        return Path(value).expanduser()
+        return expanded(value)
     raise ValueError("should be the path of a file or an https:// address")
 
 
@@ -134,6 +134,13 @@ class Oidc(Section):
     requiredclaims: dict[str, str] = Field(default_factory=dict)
     # With a colon no name of the htpasswd file can be the same: no workload becomes a person by its subject.
     prefix: NamePrefix = "oidc:"
+
+    @field_validator("audiences")
+    @classmethod
+    def _audiences_have_names(cls, value: list[str]) -> list[str]:
+        if "" in value:
+            raise ValueError("should have no empty audience")
+        return value
 
 
 class Clientcertificates(Section):

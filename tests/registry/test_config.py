@@ -382,6 +382,11 @@ def test_unknown_variables_of_ours_are_refused_and_of_others_told() -> None:
 REDIS_HINT = "a key of Distribution that this registry does not have: none is needed: caches are built in"
 
 
+TOKENS_ELSEWHERE = """
+auth: {token: {realm: "https://auth.example/token", service: s, issuer: i, jwks: ~nobody-at-all/x}}
+"""
+
+
 def test_a_secret_may_stand_in_a_file_of_its_own_and_is_never_shown(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("swordfish\n")
 
@@ -394,6 +399,31 @@ def test_a_secret_may_stand_in_a_file_of_its_own_and_is_never_shown(tmp_path: Pa
     assert "one of them is enough" in both[0]
     wrong = problems_of(written(tmp_path, "http: {secret: [swordfish]}"))
     assert "swordfish" not in "\n".join(wrong)
+
+
+def test_the_file_of_a_secret_may_be_below_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "secret").write_text("swordfish")
+
+    config = load_config(written(tmp_path, "http: {secret_file: ~/secret}")).config
+
+    assert config.http.secret is not None
+    assert config.http.secret.get_secret_value() == "swordfish"
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("http.secret_file", "http: {secret_file: ~nobody-at-all/x}"),
+        ("log.audit", "log: {audit: ~nobody-at-all/x}"),
+        ("auth.token.jwks", TOKENS_ELSEWHERE),
+    ],
+)
+def test_the_home_of_a_user_that_there_is_not_is_refused(key: str, text: str, tmp_path: Path) -> None:
+    problems = problems_of(written(tmp_path, text))
+
+    assert [problem.partition(":")[0] for problem in problems] == [key]
+    assert "a user that this machine does not know" in problems[0]
 
 
 @pytest.mark.parametrize("key", ["http.secret", "storage.s3.secretkey"])

@@ -119,6 +119,7 @@ def test_variables_reach_every_key() -> None:
         ("auth: {apikeys: {}, oidc: [{issuer: 'https://a', audiences: [b]}]}", "htpasswd beside apikeys"),
         ("auth: {oidc: [{issuer: 'https://a'}]}", "auth.oidc.0.audiences"),
         ("auth: {oidc: [{issuer: 'https://a', audiences: []}]}", "auth.oidc.0.audiences"),
+        ("auth: {oidc: [{issuer: 'https://a', audiences: [b, '']}]}", "auth.oidc.0.audiences"),
         ("auth: {oidc: [{issuer: 'http://a', audiences: [b]}]}", "auth.oidc.0.issuer"),
         (
             "auth: {oidc: [{issuer: 'https://a', audiences: [b]}, {issuer: 'https://a', audiences: [c]}]}",
