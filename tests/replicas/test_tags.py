@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.timeout(1800)]
 
 CLIENTS = 8
 TAGS = ("v1", "v2", "latest", "nightly")
-OPERATIONS = int(os.environ.get("OPERATIONS", "1500"))
+OPERATIONS = int(os.environ.get("OPERATIONS", "600"))
 """`make test-replicas` has 10 000."""
 KILL_EVERY = 400
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
