@@ -25,7 +25,7 @@ CLIENTS = 8
 TAGS = ("v1", "v2", "latest", "nightly")
 OPERATIONS = int(os.environ.get("OPERATIONS", "600"))
 """`make test-replicas` has 10 000."""
-KILL_EVERY = 400
+KILL_EVERY = min(400, OPERATIONS // 4)
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 REPOSITORY = "/v2/team/llm"
 
