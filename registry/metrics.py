@@ -36,7 +36,8 @@ HANDLERS: Final = frozenset(
 )
 METHODS: Final = frozenset({"delete", "get", "head", "options", "patch", "post", "put"})
 ACTIONS: Final = frozenset(
-    {"append", "begin", "commit", "abort", "delete", "deliver", "list", "probe", "read", "stat", "write"}
+    {"append", "begin", "commit", "abort", "create", "delete", "deliver", "list", "probe", "read", "stat"}
+    | {"touch", "write"}
 )
 KINDS: Final = frozenset(
     {"links", "content", "referrers", "views", "packs", "tables", "uploads", "journal", "leftovers"}

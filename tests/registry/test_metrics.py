@@ -1,5 +1,6 @@
 """Counting: whose names, whose labels, over how many processes."""
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from registry.config import Config
+from registry.metered_backend import MeteredBackend
 from registry.metrics import FAMILIES, HANDLERS, Metrics, fold_ended
+from storage_backends.memory import MemoryBackend
 from tests.registry.wire import Wire
 
 ROOT = Path(__file__).parents[2]
@@ -230,3 +233,22 @@ def test_every_endpoint_has_its_label() -> None:
     from registry.routes import LABELS
 
     assert set(LABELS.values()) <= HANDLERS
+
+
+async def test_every_call_to_the_storage_that_is_counted_has_its_name() -> None:
+    metrics, inner = Metrics(), MemoryBackend()
+    backend = MeteredBackend(inner, metrics, driver="inmemory")
+    await backend.start()
+
+    await backend.create("log", b"")
+    await backend.write("record", b"")
+    await backend.touch("record")
+    await backend.read("record", size_max=1)
+    await backend.delete("record")
+    await backend.probe()
+
+    seen = await asyncio.to_thread(samples, metrics)
+    for action in ("create", "write", "touch", "read", "delete", "probe"):
+        labels = (("action", action), ("driver", "inmemory"))
+        assert seen.get(("registry_storage_action_seconds_count", labels)) == 1, action
+    await backend.close()
